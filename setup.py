@@ -8,21 +8,28 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
+name = settings["lib_name"]
 
 setup(
-    name=settings["lib_name"],
+    name=name,
     version=settings["version"],
     description=settings["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8") if (here / "README.md").exists() else "",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author=settings["author"],
     author_email=settings["author_email"],
     url=settings["git_url"],
     license="Apache-2.0",
+    license_files=["LICENSE"],
     keywords=settings["keywords"],
-    packages=find_packages(include=[settings["lib_name"], settings["lib_name"] + ".*"]),
-    include_package_data=True,
-    package_data={settings["lib_name"]: ["py.typed", "data/**/*"]},
+    # The papermill notebooks stay in nbs/; a built package carries them as modmem/notebooks/.
+    packages=[*find_packages(include=[name, f"{name}.*"]), f"{name}.notebooks"],
+    package_dir={f"{name}.notebooks": "nbs"},
+    package_data={
+        name: ["py.typed", "data/**/*"],
+        f"{name}.notebooks": ["paper/**/*.ipynb", "paper/**/*.yaml", "guides/**/*.ipynb", "guides/**/*.yaml"],
+    },
+    include_package_data=False,
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},

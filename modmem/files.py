@@ -48,8 +48,8 @@ def read_jsonl(
                 continue
             try:
                 record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError(f"expected one JSON object, {error.msg} at column {error.colno}", path, number) from None
+            except (ValueError, RecursionError) as error:  # cut, nested too deep, or a number of too many digits
+                raise DataError(f"expected one JSON object, {error}", path, number) from None
             if not isinstance(record, dict):
                 raise DataError(f"expected one JSON object, found {type(record).__name__}", path, number)
             yield number, record
@@ -70,6 +70,8 @@ def get_field(
         raise DataError(f"expected {kind.__name__}, found {type(value).__name__}", path, line, name)
     if not (value.strip() if kind is str else value):
         raise DataError(f"expected a {kind.__name__} that is not empty", path, line, name)
+    if kind is str and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise DataError("expected text, found half of a surrogate pair", path, line, name)
     return value
 
 # %% ../nbs/00_files.ipynb #write-atomically

@@ -1,0 +1,39 @@
+"""One thread, no network, the same draws in every run; tests marked `slow` wait for --run-slow."""
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
+
+import random
+import sys
+
+import hypothesis
+import numpy
+import pytest
+
+hypothesis.settings.register_profile("modmem", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("modmem")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than a minute; runs with --run-slow only")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--run-slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    "Seed every generator before each test, so that no test depends on those that ran before it."
+    random.seed(0)
+    numpy.random.seed(0)
+    if "torch" in sys.modules:  # slow to import: tests without a model do without
+        sys.modules["torch"].manual_seed(0)

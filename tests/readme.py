@@ -1,0 +1,19 @@
+"""Write README.md from nbs/index.ipynb: the same text, with links that start at the top."""
+import re
+from pathlib import Path
+
+from nbconvert import MarkdownExporter
+
+TOP = Path(__file__).parents[1]
+
+
+def render_readme() -> str:
+    "Convert nbs/index.ipynb, and turn its links, which start in nbs/, into links that start at the top."
+    text, _ = MarkdownExporter().from_filename(str(TOP / "nbs" / "index.ipynb"))
+    text = re.sub(r"\]\((?=\w[^:)]*\))", "](nbs/", text)  # 00_facts.ipynb -> nbs/00_facts.ipynb
+    text = re.sub(r"""(\]\(|src="|href=")\.\./""", r"\1", text)  # ../figures/a.svg -> figures/a.svg
+    return text.strip() + "\n"
+
+
+if __name__ == "__main__":
+    (TOP / "README.md").write_text(render_readme(), encoding="utf-8")

@@ -1,0 +1,209 @@
+"""The promises that the repository makes about itself."""
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from readme import render_readme
+
+TOP = Path(__file__).parents[1]
+NBS, PACKAGE = TOP / "nbs", TOP / "modmem"
+SETTINGS = ConfigParser(delimiters=["="])
+SETTINGS.read(TOP / "settings.ini", encoding="utf-8")
+SETTINGS = SETTINGS["DEFAULT"]
+MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:root|home|Users|work|tmp|var|opt|mnt)/\w|[A-Za-z]:\\+Users\\|\.\./shared/")
+
+
+def named(folder, pattern="*.ipynb"):
+    "One test parameter per notebook of a folder, named like the file."
+    paths = [path for path in sorted(folder.glob(pattern)) if ".ipynb_checkpoints" not in path.parts]
+    return [pytest.param(path, id=path.relative_to(NBS).as_posix()) for path in paths]
+
+
+LIBRARY = named(NBS, "[0-9][0-9]_*.ipynb")
+PAPER = named(NBS / "paper")
+NOTEBOOKS = named(NBS, "**/*.ipynb")
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def parse(notebook):
+    "Parse all code cells together; magics are left out."
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE))
+
+
+def imported_modules(tree):
+    "Yield the dotted name of each import; `from a import b` counts as a.b, since b may be a module."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{name.name}" for name in node.names)
+
+
+def default_exp(notebook):
+    "Name the module that the notebook exports to."
+    return re.search(r"^#\|\s*default_exp (\w+)", "\n".join(cell.source for cell in notebook.cells), flags=re.MULTILINE)[1]
+
+
+def number(path):
+    "The floor that a library notebook stands on."
+    return int(path.name[:2])
+
+
+@pytest.fixture(scope="module")
+def floors():
+    "Number of the notebook behind each module."
+    return {default_exp(read(parameter.values[0])): number(parameter.values[0]) for parameter in LIBRARY}
+
+
+@pytest.mark.parametrize("path", LIBRARY)
+def test_a_library_notebook_imports_only_from_lower_numbers(path, floors):
+    for name in imported_modules(parse(read(path))):
+        assert not name.startswith("."), f"{name}: notebooks import by full name"
+        package, *rest = name.split(".")
+        if package == "modmem" and rest:
+            assert floors[rest[0]] < number(path), f"{path.name} imports {name}"
+
+
+def test_every_module_comes_from_a_notebook(floors):
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "_modidx"} == set(floors)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_a_notebook_is_small(path):
+    assert len(read(path).cells) <= 60
+    assert path.stat().st_size <= 100 * 1024
+
+
+@pytest.mark.parametrize("path", LIBRARY)
+def test_a_library_notebook_exports_at_most_ten_names(path):
+    tree = ast.parse((PACKAGE / f"{default_exp(read(path))}.py").read_text(encoding="utf-8"))
+    public = next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+    assert 0 < len(ast.literal_eval(public)) <= 10
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_cell_ids_are_unique_and_readable(path):
+    ids = [cell.get("id", "") for cell in read(path).cells]
+    assert len(set(ids)) == len(ids)
+    for one in ids:
+        assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", one), f"not a readable id: {one!r}"
+        assert not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", one), f"a random id: {one!r}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_stored_outputs_are_clean(path):
+    outputs = [output for cell in read(path).cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    text = json.dumps(outputs, ensure_ascii=False)
+    assert not MACHINE_PATH.search(text)
+    assert not re.search(r"\bat 0x[0-9a-f]{6,}", text), "a memory address changes with every run"
+
+
+@pytest.mark.parametrize("path", PAPER)
+def test_a_paper_notebook_has_parameters_and_no_outputs(path):
+    notebook = read(path)
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    assert len(tagged) == 1
+    assert not [cell for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")]
+
+
+@pytest.mark.parametrize("path", [*PAPER, *named(NBS / "guides")])
+def test_papermill_sees_every_parameter(path):
+    for cell in read(path).cells:
+        if "parameters" in cell.metadata.get("tags", ()):
+            nodes = [node for node in ast.parse(cell.source).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+            written = {(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]).id for node in nodes}
+            assert set(papermill.inspect_notebook(str(path))) == written
+
+
+def test_readme_is_in_step_with_the_index():
+    assert (TOP / "README.md").read_text(encoding="utf-8") == render_readme(), "run make readme"
+
+
+def test_readme_names_every_library_notebook_and_the_test_command_of_ci():
+    readme = (TOP / "README.md").read_text(encoding="utf-8")
+    assert not [one.id for one in LIBRARY if f"](nbs/{one.id})" not in readme]
+    script = TOP / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in readme and script.read_text(encoding="utf-8").rstrip().endswith(" test")
+
+
+def test_links_lead_somewhere():
+    texts = {TOP / "README.md": (TOP / "README.md").read_text(encoding="utf-8")}
+    for parameter in NOTEBOOKS:
+        path = parameter.values[0]
+        texts[path] = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    links = [(path, target) for path, text in texts.items() for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)]
+    assert not [f"{path.name}: {target}" for path, target in links if not (path.parent / target).exists()]
+
+
+def test_exported_code_imports_only_what_users_install():
+    installed = {Requirement(one).name.lower().replace("_", "-") for one in SETTINGS["requirements"].split()}
+    distributions = packages_distributions()
+    for path in PACKAGE.glob("*.py"):
+        for name in imported_modules(ast.parse(path.read_text(encoding="utf-8"))):
+            package = name.split(".")[0]
+            if package and package != "modmem" and package not in sys.stdlib_module_names:
+                provided_by = {one.lower().replace("_", "-") for one in distributions.get(package, ())}
+                assert provided_by & installed, f"{path.name} imports {package}, which settings.ini does not require"
+
+
+@pytest.mark.parametrize("script", ["import modmem", "from modmem.cli import main; main()"], ids=["import", "help"])
+def test_starting_is_fast_because_torch_waits(script):
+    code = f"""
+import sys
+sys.argv = ["modmem", "--help"]
+try:
+    {script}
+except SystemExit as stop:
+    assert not stop.code
+print("loaded:", *sorted({{"torch", "transformers"}} & set(sys.modules)))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TOP)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_no_file_names_a_place_on_somebodys_machine():
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=TOP, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    paths = [TOP / name for name in listing.stdout.split("\0") if name]
+    found = {path.name: MACHINE_PATH.findall(path.read_text(encoding="latin-1")) for path in paths if path.is_file()}
+    assert not {name: places for name, places in found.items() if places}
+
+
+def test_the_version_is_the_same_everywhere():
+    import modmem
+
+    citation = yaml.safe_load((TOP / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {modmem.__version__, str(citation["version"])} == {SETTINGS["version"]}
+    assert SETTINGS["version"] in (TOP / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_pins_satisfy_the_floors_and_cover_them():
+    text = (TOP / "constraints.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    for version in ("3.10", "3.11", "3.12", "3.13"):
+        pins = {}
+        for pin in map(Requirement, lines):
+            if pin.marker is None or pin.marker.evaluate({"python_version": version}):
+                assert pin.name not in pins
+                pins[pin.name] = str(pin.specifier).removeprefix("==")
+        for floor in map(Requirement, f"{SETTINGS['requirements']} {SETTINGS['dev_requirements']}".split()):
+            assert floor.specifier.contains(pins[floor.name]), f"{floor} on Python {version}"
