@@ -33,7 +33,7 @@ def majority_accuracy(
     "Measure what answering each relation's commonest object scores."
     objects = pd.DataFrame([(one.fact.relation, one.fact.object) for one in benchmark.test], columns=["relation", "object"])
     commonest = objects.groupby("relation")["object"].agg(lambda names: names.value_counts().iloc[0])
-    return 100 * commonest.sum() / len(objects)
+    return 100 * int(commonest.sum()) / len(objects)
 
 # %% ../nbs/11_evaluation.ipynb #edit-accuracy
 @dataclass(frozen=True)

@@ -302,7 +302,9 @@ def save_masked_lm(
         with _quiet_transformers():
             masked_lm.model.save_pretrained(temporary)
             masked_lm.tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
+        temporary.chmod(0o755)  # made private by mkdtemp
+        for file in temporary.iterdir():
+            file.chmod(0o644)
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(temporary, directory)

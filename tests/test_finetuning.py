@@ -1,0 +1,202 @@
+"""FT, FTM and FTA: one loop, what is in its batches, what it changes and what it leaves alone."""
+import math
+
+import pytest
+import torch
+from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, snapshot, tiny_bert
+
+from modmem.blocks import select_parameters
+from modmem.finetuning import FinetuningConfig, finetune
+from modmem.masked_lm import MaskedLM
+from modmem.modification import sample_modifications
+from modmem.pretraining import learning_rate_at
+
+MODIFIED = sample_modifications(WORLD, num_modified=8, seed=0)  # 40 training evidences
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return tiny_bert()
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    "The encoded evidence of every batch that is made."
+    seen, original = [], MaskedLM.batch
+
+    def batch(self, encoded):
+        seen.append([(tuple(one.input_ids), tuple(one.labels)) for one in encoded])
+        return original(self, encoded)
+
+    monkeypatch.setattr(MaskedLM, "batch", batch)
+    return seen
+
+
+def encode(masked_lm, evidence):
+    "What `batches` would hold of this evidence."
+    return [(tuple(one.input_ids), tuple(one.labels)) for one in masked_lm.encode(evidence)]
+
+
+# FT
+
+
+def test_ft_trains_on_all_facts_with_their_original_objects(bert, batches):
+    finetune(bert, WORLD.train, FinetuningConfig(epochs=1, batch_size=64))
+    assert sorted(sum(batches, [])) == sorted(encode(bert, WORLD.train))
+    old = {fact.id: fact.object for fact in MODIFIED.modified_facts}
+    originals = [one for one in WORLD.train if one.fact.id in old]
+    assert len(originals) == 40 and all(one.fact.object == old[one.fact.id] for one in originals)
+    assert set(encode(bert, originals)) <= set(sum(batches, []))
+
+
+def test_ft_model_does_not_depend_on_what_will_be_modified(bert):
+    config = FinetuningConfig(steps=4, batch_size=32)
+    expected, _ = finetune(bert, WORLD.train, config)
+    for seed, number in ((0, 8), (1, 30)):
+        modified = sample_modifications(WORLD, num_modified=number, seed=seed)
+        assert modified.modified_train
+        again, _ = finetune(bert, WORLD.train, config)
+        assert same_weights(again, expected)
+        assert len(WORLD.train) == len(modified.modified_train) + len(modified.unmodified_train)
+
+
+# FTM and FTA
+
+
+def test_ftm_sees_the_modified_evidence_with_its_new_objects_only(bert, batches):
+    finetune(bert, MODIFIED.modified_train, FinetuningConfig(epochs=3, batch_size=16))
+    assert [len(batch) for batch in batches] == 3 * [16, 16, 8]
+    for epoch in range(3):
+        assert sorted(sum(batches[3 * epoch : 3 * epoch + 3], [])) == sorted(encode(bert, MODIFIED.modified_train))
+
+
+@pytest.mark.parametrize(("ratio", "rehearsal"), [(0.5, 4), (1.0, 8), (2.0, 16)])
+def test_fta_adds_unmodified_evidence_to_every_step_in_an_order_of_its_own(bert, batches, ratio, rehearsal):
+    config = FinetuningConfig(epochs=2, batch_size=8, unmodified_per_modified=ratio)
+    finetune(bert, MODIFIED.modified_train, config, unmodified=MODIFIED.unmodified_train)
+    assert len(batches) == 10 and {len(batch) for batch in batches} == {8 + rehearsal}
+    assert sorted(sum((batch[:8] for batch in batches[:5]), [])) == sorted(encode(bert, MODIFIED.modified_train))
+    rehearsed, known = sum((batch[8:] for batch in batches), []), encode(bert, MODIFIED.unmodified_train)
+    assert set(rehearsed) <= set(known) and len(set(rehearsed)) == min(len(rehearsed), len(set(known)))
+
+
+def test_fta_loss_is_the_mean_over_modified_and_unmodified_together(bert):
+    config = FinetuningConfig(steps=1, batch_size=40, unmodified_per_modified=1.0)
+    unmodified = MODIFIED.unmodified_train[:40]
+    _, [together] = finetune(bert, MODIFIED.modified_train, config, unmodified=unmodified)
+    _, [one] = finetune(bert, MODIFIED.modified_train, FinetuningConfig(steps=1, batch_size=40))
+    _, [other] = finetune(bert, unmodified, FinetuningConfig(steps=1, batch_size=40))
+    assert together == pytest.approx((one + other) / 2, rel=1e-5) and one != pytest.approx(other, rel=1e-3)
+
+
+def test_rehearsal_without_anything_to_rehearse_is_refused(bert):
+    with pytest.raises(ValueError, match="unmodified"):
+        finetune(bert, MODIFIED.modified_train, FinetuningConfig(steps=1, unmodified_per_modified=1.0))
+
+
+def test_no_evidence_is_refused(bert):
+    with pytest.raises(ValueError, match="no sentences"):
+        finetune(bert, (), FinetuningConfig(steps=1))
+
+
+# how long
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({"steps": 7}, 7), ({"epochs": 2}, 6), ({"epochs": 0.5}, 2), ({"epochs": 0.01}, 1), ({"epochs": 2, "pool": 2}, 6)],
+)
+def test_steps_or_epochs_say_how_long(bert, settings, steps):
+    _, losses = finetune(bert, MODIFIED.modified_train, FinetuningConfig(batch_size=16, **settings))
+    assert len(losses) == steps
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{}, {"steps": 3, "epochs": 1}, {"steps": 0}, {"steps": 2.0}, {"steps": True}, {"epochs": 0}, {"epochs": -1}, {"epochs": math.nan},
+     {"epochs": math.inf}, {"epochs": "3"}],
+)
+def test_anything_but_one_length_above_zero_is_refused(bad):
+    with pytest.raises(ValueError, match="steps|epochs"):
+        FinetuningConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", 0), ("learning_rate", -1e-3), ("learning_rate", "1e-3"), ("learning_rate", math.nan), ("learning_rate", math.inf),
+     ("learning_rate", True), ("learning_rate", None), ("batch_size", 0), ("batch_size", 8.0), ("batch_size", None), ("pool", 0), ("pool", None),
+     ("unmodified_per_modified", -1), ("unmodified_per_modified", math.inf), ("unmodified_per_modified", None), ("schedule", "cosine"),
+     ("schedule", None), ("warmup", -0.1), ("warmup", 2), ("warmup", "0.1"), ("dropout", 1.5), ("dropout", -0.1), ("dropout", "0"),
+     ("max_gradient_norm", 0), ("max_gradient_norm", "1")],
+)
+def test_settings_that_make_no_sense_are_refused_with_their_value(name, value):
+    with pytest.raises(ValueError, match=f"{name}.*{value!r}"):
+        FinetuningConfig(steps=1, **{name: value})
+
+
+# what changes and what does not
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_given_model_and_frozen_weights_stay_as_they_are_bit_for_bit(family):
+    masked_lm = TINY[family]()
+    masked_lm.model.train()
+    next(masked_lm.model.parameters()).requires_grad_(False)
+    before = snapshot(masked_lm)
+    names = list(select_parameters(masked_lm, "all" if family == "albert" else 1))
+    trained, losses = finetune(masked_lm, MODIFIED.modified_train, FinetuningConfig(steps=3, batch_size=16, dropout=0.1), parameters=names)
+    assert_untouched(masked_lm, before)
+    assert len(losses) == 3 and not trained.model.training
+    ours, theirs = dict(trained.model.named_parameters()), dict(masked_lm.model.named_parameters())
+    assert {name for name in theirs if not same_bits(ours[name], theirs[name])} == set(names)
+    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in theirs if name not in names)
+
+
+def test_given_model_stays_as_it_is_when_training_fails(bert, monkeypatch):
+    before, calls = snapshot(bert), iter(range(10))
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, closure=None: 1 / (next(calls) - 2))
+    with pytest.raises(ZeroDivisionError):
+        finetune(bert, MODIFIED.modified_train, FinetuningConfig(steps=5, dropout=0.1))
+    assert next(calls) == 3
+    assert_untouched(bert, before)
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not(bert):
+    runs = []
+    for seed in (0, 0, 1):
+        torch.rand(3)
+        config = FinetuningConfig(steps=4, batch_size=8, dropout=0.1, unmodified_per_modified=0.5, seed=seed)
+        runs.append(finetune(bert, MODIFIED.modified_train, config, unmodified=MODIFIED.unmodified_train))
+    (one, one_losses), (two, two_losses), (other, _) = runs
+    assert same_weights(one, two) and one_losses == two_losses and not same_weights(one, other)
+
+
+def test_loop_is_bitwise_a_plain_torch_loop(bert, batches):
+    config = FinetuningConfig(steps=6, batch_size=16, learning_rate=2e-3, warmup=0.3)
+    names = list(select_parameters(bert, 2))
+    trained, losses = finetune(bert, MODIFIED.modified_train, config, parameters=names)
+    model = tiny_bert()
+    weights = [weight.requires_grad_(name in names) for name, weight in model.model.named_parameters()]
+    optimizer = torch.optim.Adam([weight for weight in weights if weight.requires_grad])
+    for step, batch in enumerate(batches[:6]):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, 6, 2e-3, 0.3)
+        longest = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids, _ in batch])
+        present = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch])
+        states = model.model.bert(input_ids=ids, attention_mask=present).last_hidden_state[ids == model.tokenizer.mask_token_id]
+        labels = torch.tensor([label for _, some in batch for label in some])
+        loss = torch.nn.functional.cross_entropy(model.model.cls(states), labels, reduction="sum") / len(batch)
+        assert loss.item() == losses[step]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert same_weights(model, trained)
+
+
+@pytest.mark.parametrize(("family", "share"), [("bert", 0.2), ("albert", 0.5)])
+def test_training_teaches_the_new_objects(family, share):
+    masked_lm = TINY[family]()
+    config = FinetuningConfig(steps=50, batch_size=40, learning_rate=5e-3)
+    trained, losses = finetune(masked_lm, MODIFIED.modified_train, config)
+    assert losses[-1] < share * losses[0]
+    assert sum(trained.answers(MODIFIED.modified_train)) >= sum(masked_lm.answers(MODIFIED.modified_train))
