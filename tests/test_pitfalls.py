@@ -78,7 +78,7 @@ def test_blocks_1_10_and_11_edited_when_asked_for_block_1():
     masked_lm = tiny_bert(num_blocks=12)
     assert all(".layer.1." in name for name in select_parameters(masked_lm, 1))
     before = {name: weight.detach().clone() for name, weight in masked_lm.model.named_parameters()}
-    modify_facts(masked_lm, MODIFIED, replace(CONFIG, steps=1)).apply(masked_lm)
+    modify_facts(masked_lm, MODIFIED, replace(CONFIG, steps=1, radius=5e-4)).apply(masked_lm)
     changed = {name.split(".layer.")[-1].split(".")[0] for name, weight in masked_lm.model.named_parameters() if not torch.equal(weight, before[name])}
     assert changed == {"1"}
 
@@ -112,7 +112,7 @@ def test_requires_grad_left_changed(family, frozen):
     for number, weight in enumerate(masked_lm.model.parameters()):
         weight.requires_grad_(not frozen and number % 2 == 0)
     before = snapshot(masked_lm)
-    edit = modify_facts(masked_lm, MODIFIED, replace(CONFIG, blocks="all", steps=1))
+    edit = modify_facts(masked_lm, MODIFIED, replace(CONFIG, blocks="all", steps=1, radius=5e-4))
     assert_untouched(masked_lm, before)
     edit.apply(masked_lm)
     edit.undo(masked_lm)

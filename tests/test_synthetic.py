@@ -76,15 +76,15 @@ def test_shipped_folder_is_small_and_holds_safetensors_and_a_card(record):
 
 
 def test_recipe_is_followed_to_the_same_bits_and_learns(small):
-    losses_text = make_pretraining(SMALL.num_sentences, SMALL.num_background, SMALL.num_subjects, SMALL.world_seed)
-    again, losses = pretrain(make_blank_model(SMALL), losses_text, SMALL.pretraining)
+    text = make_pretraining(SMALL.num_sentences, SMALL.num_background, SMALL.num_subjects, SMALL.world_seed)
+    again, losses = pretrain(make_blank_model(SMALL), text, SMALL.pretraining)
     assert same_weights(again, small)
-    pieces = sum(len(one.labels) for one in again.encode(losses_text[:200])) / 200
-    assert losses[0] > 0.8 * pieces * math.log(len(world_vocabulary())) and sum(losses[-10:]) / 10 < 0.6 * losses[0]
+    pieces = sum(len(one.labels) for one in again.encode(text[:200])) / 200
+    assert losses[0] > 0.8 * pieces * math.log(len(world_vocabulary())) and sum(losses[-10:]) / 10 < 0.85 * losses[0]
 
 
 def test_every_part_of_the_recipe_counts(small):
-    short = replace(SMALL, pretraining=replace(SMALL.pretraining, steps=2))
+    short = replace(SMALL, num_sentences=200, pretraining=replace(SMALL.pretraining, steps=1))
     expected = hash_weights(build_world_model(short))
     assert hash_weights(build_world_model(short)) == expected
     others = [replace(short, world_seed=1), replace(short, num_background=15), replace(short, num_subjects=15), replace(short, initial_std=0.02),
