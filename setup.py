@@ -22,12 +22,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     keywords=settings["keywords"],
-    # The papermill notebooks stay in nbs/; a built package carries them as modmem/notebooks/.
-    packages=[*find_packages(include=[name, f"{name}.*"]), f"{name}.notebooks"],
-    package_dir={f"{name}.notebooks": "nbs"},
+    # The papermill notebooks stay in nbs/, the paper's numbers in figures/published/; a built package carries both.
+    packages=[*find_packages(include=[name, f"{name}.*"]), f"{name}.notebooks", f"{name}.published"],
+    package_dir={f"{name}.notebooks": "nbs", f"{name}.published": "figures/published"},
     package_data={
         name: ["py.typed", "data/**/*"],
         f"{name}.notebooks": ["paper/**/*.ipynb", "paper/**/*.yaml", "guides/**/*.ipynb", "guides/**/*.yaml"],
+        f"{name}.published": ["*.csv", "README.md"],
     },
     include_package_data=False,
     python_requires=">=" + settings["min_python"],

@@ -180,6 +180,8 @@ def _check_model(model: str) -> dict:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise DataError("expected weights in *.safetensors", folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model")):
+        raise DataError("expected a tokenizer: tokenizer.json, vocab.txt or spiece.model", folder)
     for path in weights:
         _read_header(path)  # a file that was cut says so
     return config
@@ -222,7 +224,7 @@ def _read_source(
         downloads.download(downloads.ZSRE_URL, zsre, b"{")
     return load_zsre(zsre)
 
-# %% ../nbs/43_cli.ipynb #report
+# %% ../nbs/43_cli.ipynb #plain
 def _plain(value: Any) -> Any:
     "Make a value fit for JSON: what is not a number becomes None."
     if isinstance(value, Mapping):
@@ -240,7 +242,7 @@ def _show(value: Any) -> str:
         return "-" if math.isnan(value) else f"{value:.4g}"
     return "-" if value is None else str(value)
 
-
+# %% ../nbs/43_cli.ipynb #report
 def _report(results: Mapping, as_json: bool = False) -> None:
     "Print results on standard output."
     if as_json:
@@ -325,7 +327,10 @@ def _pretrain(
     max_length: Annotated[int | None, typer.Option(parser=_whole_from(8), metavar="N", help="Tokens of a sentence.")] = None,
     seed: _Seed = 0, device: _Device = "cpu",
 ) -> None:
-    "Train by masked language modelling; an interrupted run continues."
+    """Pretrain a model by masked language modelling.
+
+    An interrupted run, started again with the same arguments, continues.
+    """
     if synthetic == (corpus is not None) or (corpus is None) != (init is None):
         raise _UsageError("expected either --synthetic, or --corpus FILE with --init MODEL")
     if synthetic and device != "cpu":
@@ -346,7 +351,9 @@ def _pretrain_world(settings: dict, checkpoint: Path, output: Path) -> dict:
 
     recipe = WorldRecipe()
     recipe = replace(recipe, pretraining=replace(recipe.pretraining, **settings))
-    return save_world_model(build_world_model(recipe, checkpoint), recipe, output)
+    accuracy = save_world_model(build_world_model(recipe, checkpoint), recipe, output)
+    checkpoint.unlink()  # only now: the model is safe
+    return accuracy
 
 
 def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str) -> dict:
@@ -356,12 +363,13 @@ def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint
     trained, losses = pretrain(_load(init, device), sentences, PretrainingConfig(**settings), checkpoint)
     _check_losses(losses)
     save_masked_lm(trained, output)
-    return {"sentences": len(sentences), "steps": len(losses), "final_loss": sum(losses[-100:]) / len(losses[-100:])}
+    checkpoint.unlink()  # only now: the model is safe
+    return {"sentences": len(sentences), "steps": len(losses), "final_loss": sum(losses[-100:]) / max(1, len(losses[-100:]))}
 
 
 def _check_losses(losses: Sequence[float]) -> None:
     "Refuse to save a model that diverged."
-    if not math.isfinite(losses[-1]):
+    if losses and not math.isfinite(losses[-1]):
         raise _UsageError(f"Invalid value for '--learning-rate': training diverged, the last loss is {losses[-1]}")
 
 # %% ../nbs/43_cli.ipynb #finetune
@@ -373,7 +381,10 @@ def _finetune(
     epochs: Annotated[float | None, typer.Option(parser=_finite, metavar="NUMBER", help="Passes over the evidence.")] = None,
     batch_size: _BatchSize = 64, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
 ) -> None:
-    "Fine-tune a model on a dataset's facts (FT); 500 steps unless told otherwise."
+    """Fine-tune a model on the facts of a dataset.
+
+    500 steps unless told otherwise. The defaults suit the synthetic model; a real encoder wants --learning-rate 3e-4.
+    """
     if steps is not None and epochs is not None:
         raise _UsageError("expected either --steps or --epochs")
     _check_output(output, is_folder=True)
@@ -422,6 +433,12 @@ def _check_blocks(blocks: int | list[int] | str, num_blocks: int) -> None:
             raise _UsageError(f"Invalid value for '--blocks': expected indices from 0 to {num_blocks - 1}, found {index}")
 
 
+def _read_edits(path: Path) -> ModifiedBenchmark:
+    from modmem.edits import read_edits
+
+    return read_edits(path)
+
+
 def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
     "Refuse new objects that the tokenizer cannot say."
     from modmem.facts import Benchmark
@@ -445,13 +462,14 @@ def _edit(
     norm: Annotated[str, typer.Option(parser=_norm, metavar="NORM", help=f"One of {', '.join(_NORMS)}.")] = "linf",
     steps: _Steps = 100, batch_size: _BatchSize = 128, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
 ) -> None:
-    "Change facts: train some blocks on their evidence, inside a ball around the old weights."
+    """Change what a model answers to given facts.
+
+    The chosen blocks are trained on the evidence, inside a ball around the old weights.
+    """
     _check_output(output, is_folder=False)
     _check_replaceable(output)
     _check_blocks(blocks, _check_model(model).get("num_hidden_layers", math.inf))
-    from modmem.edits import read_edits
-
-    modified = read_edits(edits)
+    modified = _read_edits(edits)
     masked_lm = _load(model, device)
     _check_objects(masked_lm, modified, edits)
     settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps}
@@ -520,6 +538,8 @@ def _score_benchmark(masked_lm: MaskedLM, edited: MaskedLM | None, record: dict 
     from modmem.modification import apply_modifications
 
     changed = _match_facts(record, benchmark) if record is not None else {}
+    if record is not None and not changed:
+        _say("none of the edit's facts is in this dataset")
     modified = apply_modifications(benchmark, changed)
     results = {"benchmark": benchmark.name, "facts": len(benchmark.facts), "questions": len(benchmark.test)}
     results |= {"majority_accuracy": majority_accuracy(benchmark)}
@@ -542,14 +562,11 @@ def _evaluate(
     as_json: _Json = False, device: _Device = "cpu",
 ) -> None:
     "Measure what a model answers, and what an edit of it changes."
-    from modmem.edits import read_edits
-
-    _check_model(model)
-    record = None if edit is None else _read_record(edit)
     if edits is not None and (trex is not None or zsre is not None or synthetic):
         raise _UsageError("expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
-    read = (lambda: read_edits(edits)) if edits is not None else (lambda: _read_source(trex, zsre, synthetic, download, relations))
-    data = read()
+    _check_model(model)
+    record = None if edit is None else _read_record(edit)
+    data = _read_source(trex, zsre, synthetic, download, relations) if edits is None else _read_edits(edits)
     masked_lm = _load(model, device)
     from modmem.editor import Edit
 
@@ -648,7 +665,10 @@ def _reproduce(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the tables.")] = Path("figures/synthetic"),
     parameters: Annotated[list[str], typer.Option("-p", metavar="NAME VALUE", help="Set a parameter of the notebook.")] = [],
 ) -> None:
-    "Edit the synthetic world with and without the constraint, and print what it learnt and what it lost."
+    """Run the experiment and print its table.
+
+    The synthetic world is edited with and without the constraint: what is learnt, and what is lost?
+    """
     table = output.absolute() / "edit_synthetic.csv"
     _check_output(table, is_folder=False)
     _check_output(Path("_runs") / table.name, is_folder=False)

@@ -5,7 +5,6 @@
 # %% ../nbs/24_editor.ipynb #imports
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -22,13 +21,13 @@ from safetensors.torch import save_file
 from .blocks import select_parameters
 from .files import DataError, write_atomically
 from .finetuning import FinetuningConfig, finetune
-from .masked_lm import MaskedLM
+from .masked_lm import MaskedLM, hash_weights
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
 from .projection import describe_change, make_ball
 
 # %% auto #0
-__all__ = ['ModificationConfig', 'hash_weights', 'Edit', 'modify_facts']
+__all__ = ['ModificationConfig', 'Edit', 'modify_facts']
 
 # %% ../nbs/24_editor.ipynb #modification-config
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class ModificationConfig:
     seed: int = 0
 
     def __post_init__(self):
-        make_ball(self.norm, self.radius), self.finetuning  # both check their settings
+        object.__setattr__(self, "radius", make_ball(self.norm, self.radius).radius)
+        self.finetuning  # checks its settings
 
     @property
     def finetuning(self) -> FinetuningConfig:
@@ -63,17 +63,6 @@ class ModificationConfig:
 def _flip_bits(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     "Exclusive-or the bits of float32 weights with an int32 mask."
     return (weights.detach().contiguous().view(torch.int32) ^ mask.to(weights.device)).view(torch.float32)
-
-# %% ../nbs/24_editor.ipynb #hash-weights
-def hash_weights(
-    masked_lm: MaskedLM,
-) -> str:  # SHA-256 over the names, shapes and bits of all parameters
-    "Identify a model by its weights."
-    digest = hashlib.sha256()
-    for name, parameter in sorted(masked_lm.model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 # %% ../nbs/24_editor.ipynb #edit
 @dataclass(frozen=True)
@@ -111,12 +100,21 @@ class Edit:
             raise DataError("no such file", path)
         try:
             with safe_open(path, framework="pt") as saved:
-                header = (saved.metadata() or {}).get("modmem_edit")
-                if header is None:
-                    raise DataError("expected an edit saved by modmem, found other tensors", path)
-                return cls({name: saved.get_tensor(name) for name in saved.keys()}, json.loads(header))
+                record = _parse_record(saved.metadata() or {}, path)
+                return cls({name: saved.get_tensor(name) for name in saved.keys()}, record)
         except SafetensorError as error:
             raise DataError(f"expected a safetensors file: {error}", path) from None
+
+# %% ../nbs/24_editor.ipynb #parse-record
+def _parse_record(metadata: Mapping[str, str], path: str | Path) -> dict:
+    "The record in a saved edit's header."
+    try:
+        record = json.loads(metadata["modmem_edit"])
+    except (KeyError, ValueError):
+        raise DataError("expected an edit saved by modmem, found no record of one", path) from None
+    if not isinstance(record, dict) or not {"base_hash", "edited_hash", "config", "outcome", "versions", "evidence"} <= record.keys():
+        raise DataError("expected an edit saved by modmem, found an incomplete record", path)
+    return record
 
 # %% ../nbs/24_editor.ipynb #modify-facts
 def modify_facts(
@@ -137,6 +135,8 @@ def modify_facts(
         parameters=list(base),
         make_optimizer=partial(ProjectedAdam, ball=ball, centers=list(around.values())),
     )
+    if not math.isfinite(losses[-1]):
+        raise ValueError(f"training diverged, its last loss is {losses[-1]}: the learning rate {config.learning_rate:g} is too high")
     if math.isfinite(config.radius) and config.learning_rate * len(losses) < config.radius and config.norm == "linf":
         warnings.warn(
             f"{len(losses)} steps at learning rate {config.learning_rate:g} hardly reach the radius {config.radius:g}: it constrains nothing",
@@ -146,7 +146,8 @@ def modify_facts(
     change = describe_change([weights[name] for name in base], list(around.values()), ball)
     bits = {name: _flip_bits(weights[name], before.view(torch.int32)).view(torch.int32).cpu() for name, before in base.items()}
     outcome = {"steps": len(losses), "final_loss": losses[-1], "num_weights": sum(mask.numel() for mask in bits.values()), **change}
-    return Edit(bits, _make_record(masked_lm, edited, config, outcome, modified_benchmark))
+    record = _make_record(masked_lm, edited, config, outcome, modified_benchmark)
+    return Edit(bits, record | ({} if anchor is None else {"anchor_hash": hash_weights(anchor)}))
 
 # %% ../nbs/24_editor.ipynb #make-record
 def _make_record(

@@ -5,6 +5,7 @@
 # %% ../nbs/00_facts.ipynb #imports
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,7 @@ class LazySequence(Sequence):
     def __getitem__(self, position):
         if isinstance(position, slice):
             return tuple(self._item(i) for i in range(*position.indices(self._length)))
+        position = operator.index(position)
         if not -self._length <= position < self._length:
             raise IndexError(f"position {position} of {self._length}")
         return self._item(position % self._length)

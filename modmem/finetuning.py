@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -18,6 +19,16 @@ from .pretraining import BatchOrder, learning_rate_at, train_steps
 # %% auto #0
 __all__ = ['FinetuningConfig', 'finetune']
 
+# %% ../nbs/21_finetuning.ipynb #ranges
+_RANGES = (  # setting, what it must fulfil, in words
+    ("learning_rate", lambda value: 0 < value < math.inf, "a number above 0"),
+    ("epochs", lambda value: 0 < value < math.inf, "a number above 0"),
+    ("max_gradient_norm", lambda value: 0 < value < math.inf, "a number above 0"),
+    ("unmodified_per_modified", lambda value: 0 <= value < math.inf, "0 or a number above"),
+    ("warmup", lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+    ("dropout", lambda value: 0 <= value < 1, "a share from 0 to below 1"),
+)
+
 # %% ../nbs/21_finetuning.ipynb #finetuning-config
 @dataclass(frozen=True)
 class FinetuningConfig:
@@ -26,7 +37,7 @@ class FinetuningConfig:
     batch_size: int = 128  # evidences of a step
     epochs: float | None = None  # passes over the evidence; or
     steps: int | None = None  # optimizer steps
-    unmodified_per_modified: float = 0.0  # FTA: unmodified evidences for each of a step's; 1.0 in Table 4
+    unmodified_per_modified: float = 0.0  # FTA: unmodified evidences a step, as a share of batch_size; 1.0 in Table 4
     warmup: float = 0.1  # share of the steps
     schedule: str = "linear"  # or "constant"
     dropout: float | None = 0.0  # None: the model's own
@@ -37,16 +48,18 @@ class FinetuningConfig:
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give either steps or epochs, not steps={self.steps!r} and epochs={self.epochs!r}")
-        for name in ("steps", "batch_size", "pool"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
-        for name, low in (("learning_rate", 0), ("epochs", 0), ("unmodified_per_modified", -1e-30)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, (bool, str)) or not low < value < math.inf):
-                raise ValueError(f"{name} must be a positive number, not {value!r}")
         if self.schedule not in ("linear", "constant"):
             raise ValueError(f"schedule must be 'linear' or 'constant', not {self.schedule!r}")
+        for name in ("steps", "batch_size", "pool"):
+            value = getattr(self, name)
+            if (isinstance(value, bool) or not isinstance(value, int) or value < 1) and not (value is None and name == "steps"):
+                raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
+        for name, fits, range_ in _RANGES:
+            value = getattr(self, name)
+            if value is None and name in ("epochs", "max_gradient_norm", "dropout"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
+                raise ValueError(f"{name} must be {range_}, not {value!r}")
 
 # %% ../nbs/21_finetuning.ipynb #finetune
 def finetune(

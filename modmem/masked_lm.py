@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import shutil
 import tempfile
@@ -23,8 +24,8 @@ from .files import DataError
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'SYNTHETIC', 'EncodedEvidence', 'encode_evidence', 'MaskedBatch', 'make_batch', 'bucket_by_length',
-           'Architecture', 'MaskedLM', 'predict_pieces', 'in_mode', 'load_masked_lm', 'save_masked_lm', 'copy_with_own',
-           'keep_answerable']
+           'Architecture', 'MaskedLM', 'predict_pieces', 'in_mode', 'load_masked_lm', 'save_masked_lm', 'hash_weights',
+           'copy_with_own', 'keep_answerable']
 
 # %% ../nbs/10_masked_lm.ipynb #encoded-evidence
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def encode_evidence(
     for label, before, after in zip(objects, tokens[0::2], tokens[1::2]):
         labels = pieces[label]
         if not 0 < len(labels) <= max_length - 2:
-            raise ValueError(f"the object {label!r} takes {len(labels)} pieces, more than fit in {max_length} tokens")
+            raise ValueError(f"the object {label!r} takes {len(labels)} pieces; there is room for 1 to {max_length - 2}")
         first = len(before)
         ids = before + [tokenizer.mask_token_id] * len(labels) + after
         window = _window(len(ids), first, first + len(labels) - 1, max_length - 2)
@@ -134,6 +135,9 @@ ARCHITECTURES = {  # transformers' model_type -> its parts
 }
 
 # %% ../nbs/10_masked_lm.ipynb #masked-lm
+_FEWEST_ROWS = 16  # products of a matrix with one to three rows round differently from larger ones
+
+
 class MaskedLM:
     "A masked language model with its tokenizer, and the one forward pass."
 
@@ -144,6 +148,7 @@ class MaskedLM:
     ):
         if model.config.model_type not in ARCHITECTURES:
             raise ValueError(f"expected one of {sorted(ARCHITECTURES)}, not a model of type {model.config.model_type!r}")
+        model.set_attn_implementation("sdpa")  # which takes a mask of truth values
         self.model, self.tokenizer = model.eval(), tokenizer
         self.architecture = ARCHITECTURES[model.config.model_type]
 
@@ -181,7 +186,9 @@ class MaskedLM:
 
     def score_slots(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
         "Apply the head at the slots, and only there: (K, V)."
-        return self.architecture.head(self.model)(hidden[batch.rows, batch.columns])
+        slots = hidden[batch.rows, batch.columns]
+        rows = torch.cat([slots, slots[:1].expand(max(0, _FEWEST_ROWS - len(slots)), -1)])
+        return self.architecture.head(self.model)(rows)[: len(slots)]
 
     def __call__(self, batch: MaskedBatch) -> torch.Tensor:
         "Score the vocabulary at each slot: (K, V)."
@@ -275,27 +282,37 @@ def load_masked_lm(
                 raise DataError(f"expected a model of type {' or '.join(ARCHITECTURES)}, found {kind!r}", source)
             model, report = AutoModelForMaskedLM.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, KeyError) as error:
-            raise DataError(f"no model found there: {str(error).strip().splitlines()[0]}", source) from None
-    if report["missing_keys"]:
-        _check_missing(report["missing_keys"], source)
+        except DataError:
+            raise
+        except Exception as error:  # transformers, tokenizers and safetensors raise nearly anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"no usable model found there: {reason}", source) from None
+    _check_weights(report["missing_keys"], report["unexpected_keys"], source)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise DataError("no tokenizer found there", source)
     return MaskedLM(model.to(device), tokenizer)
 
 
-def _check_missing(keys: set[str], source: str | Path) -> None:
-    "Warn of a fresh head; anything else that is missing is an error."
-    encoder = sorted(key for key in keys if not key.startswith(("cls.predictions", "predictions")))
+def _check_weights(missing: set[str], unexpected: set[str], source: str | Path) -> None:
+    "Warn of a fresh head; anything else that the weights lack, or blocks too many, are an error."
+    encoder = sorted(key for key in missing if not key.startswith(("cls.predictions", "predictions")))
     if encoder:
         raise DataError(f"the weights lack {len(encoder)} tensors of the encoder, {encoder[0]} among them", source)
-    warnings.warn(f"{source}: no masked-LM head found; made a fresh one, tied to the word embeddings", stacklevel=3)
+    surplus = sorted(key for key in unexpected if ".layer." in key or ".albert_layers." in key)
+    if surplus:
+        raise DataError(f"the weights have blocks that the configuration lacks, {surplus[0]} among them", source)
+    if missing:
+        warnings.warn(f"{source}: no masked-LM head found; made a fresh one, tied to the word embeddings", stacklevel=3)
 
 # %% ../nbs/10_masked_lm.ipynb #save-masked-lm
 def save_masked_lm(
     masked_lm: MaskedLM,
-    directory: str | Path,  # appears whole or not at all; an older one is replaced
+    directory: str | Path,  # appears whole or not at all; an older model there is replaced, nothing else
 ) -> None:
     "Write weights (safetensors), configuration and tokenizer to a folder that `load_masked_lm` reads."
     directory = Path(directory)
+    if directory.exists() and not (directory / "config.json").exists() and (directory.is_file() or any(directory.iterdir())):
+        raise DataError("expected a new folder or that of a model, found something else", directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
@@ -310,6 +327,17 @@ def save_masked_lm(
         os.replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+# %% ../nbs/10_masked_lm.ipynb #hash-weights
+def hash_weights(
+    masked_lm: MaskedLM,
+) -> str:  # SHA-256 over the names, shapes and bits of all parameters
+    "Identify a model by its weights."
+    digest = hashlib.sha256()
+    for name, parameter in sorted(masked_lm.model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 # %% ../nbs/10_masked_lm.ipynb #copy-with-own
 def copy_with_own(
@@ -329,7 +357,6 @@ def copy_with_own(
     model = copy.deepcopy(masked_lm.model, memo=dict(shared))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(own is None or name in own)
-        parameter.grad = None
     return MaskedLM(model, masked_lm.tokenizer)
 
 # %% ../nbs/10_masked_lm.ipynb #keep-answerable

@@ -35,7 +35,7 @@ def _sort_facts(benchmark: Benchmark) -> tuple[list[Fact], dict[str, int]]:
     eligible, skipped = [], dict.fromkeys(("untested", "ambiguous", "coinciding", "one_object"), 0)
     for fact in benchmark.facts:
         same = answers[fact.subject, fact.relation]
-        if not counts[fact.relation].keys() - {fact.object}:
+        if all(name.casefold() == fact.object.casefold() for name in counts[fact.relation]):
             skipped["one_object"] += 1
         elif len(set(same)) > 1:
             skipped["ambiguous"] += 1
@@ -54,7 +54,7 @@ def draw_new_object(
     seed: int,
 ) -> str:
     "Draw another object for a fact by frequency; never the old one."
-    others = sorted(name for name, weight in frequency.items() if name != fact.object and weight > 0)
+    others = sorted(name for name, weight in frequency.items() if name.casefold() != fact.object.casefold() and weight > 0)
     if not others:
         raise ValueError(f"the relation {fact.relation!r} has no other object than {fact.object!r}")
     return Random(f"object {seed} {fact.id}").choices(others, [frequency[name] for name in others])[0]

@@ -5,6 +5,8 @@
 # %% ../nbs/20_pretraining.ipynb #imports
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
 from .facts import MASK, Evidence
 from .files import DataError, write_atomically
-from .masked_lm import EncodedEvidence, MaskedBatch, MaskedLM, bucket_by_length, copy_with_own, in_mode
+from modmem.masked_lm import (
+    EncodedEvidence, MaskedBatch, MaskedLM, bucket_by_length, copy_with_own, encode_evidence, hash_weights, in_mode,
+)
 
 # %% auto #0
 __all__ = ['slot_loss', 'BatchOrder', 'learning_rate_at', 'train_steps', 'PretrainingConfig', 'pretrain', 'reinitialize']
@@ -107,9 +111,9 @@ def train_steps(
     "Train, one step for each learning rate."
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     losses = []
-    _set_dropout(masked_lm.model, dropout)
     devices = [masked_lm.device] if masked_lm.device.type == "cuda" else []
-    with in_mode(masked_lm.model, training=dropout != 0), torch.random.fork_rng(devices=devices):
+    mode, rate = in_mode(masked_lm.model, training=dropout != 0), _dropout_rate(masked_lm.model, dropout)
+    with mode, rate, torch.random.fork_rng(devices=devices):
         for step in tqdm(range(first_step, len(learning_rates)), desc=description, disable=None, leave=False):
             torch.manual_seed(_generator(seed, 1, step).initial_seed())
             for group in optimizer.param_groups:
@@ -126,11 +130,18 @@ def train_steps(
     return losses
 
 
-def _set_dropout(model: nn.Module, dropout: float | None) -> None:
-    "Set every dropout of the model, unless it shall stay as it is."
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and dropout is not None:
-            module.p = dropout
+@contextlib.contextmanager
+def _dropout_rate(model: nn.Module, rate: float | None) -> Iterator[None]:
+    "Set every dropout of the model for a while; None leaves it as it is."
+    modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    before = [module.p for module in modules]
+    for module in modules:
+        module.p = module.p if rate is None else rate
+    try:
+        yield
+    finally:
+        for module, found in zip(modules, before):
+            module.p = found
 
 # %% ../nbs/20_pretraining.ipynb #pretraining-config
 @dataclass(frozen=True)
@@ -158,7 +169,7 @@ class PretrainingConfig:
 
 # %% ../nbs/20_pretraining.ipynb #encode-sentences
 def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], max_length: int) -> list[EncodedEvidence]:
-    "Tokenize; an evidence has its slots, a plain sentence none yet."
+    "Tokenize; an evidence has its slots, a plain sentence none yet. Empty sentences and literal mask tokens are left out."
     tokenizer = masked_lm.tokenizer
     plain = [position for position, one in enumerate(sentences) if isinstance(one, str)]
     salient = [position for position, one in enumerate(sentences) if not isinstance(one, str)]
@@ -168,9 +179,9 @@ def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], 
         ids = tokenizer([sentences[position] for position in plain], truncation=True, max_length=limit)["input_ids"]
         for position, one in zip(plain, ids):
             encoded[position] = EncodedEvidence(one, [], [])
-    for position, one in zip(salient, masked_lm.encode([sentences[position] for position in salient])):
+    for position, one in zip(salient, encode_evidence(tokenizer, [sentences[position] for position in salient], limit)):
         encoded[position] = one
-    return encoded
+    return [one for one in encoded if len(one.input_ids) > 2 and (one.slots or tokenizer.mask_token_id not in one.input_ids)]
 
 
 def _mask_pieces(encoded: EncodedEvidence, tokenizer, probability: float, generator: torch.Generator) -> EncodedEvidence:
@@ -189,6 +200,14 @@ def _mask_pieces(encoded: EncodedEvidence, tokenizer, probability: float, genera
     return EncodedEvidence(ids, slots, labels)
 
 # %% ../nbs/20_pretraining.ipynb #checkpoint
+def _describe_run(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], config: PretrainingConfig) -> dict:
+    "What a run is made of: settings, start weights, sentences."
+    sentences = hashlib.sha256()
+    for one in encoded:
+        sentences.update(repr((one.input_ids, one.slots, one.labels)).encode())
+    return asdict(config) | {"start": hash_weights(masked_lm), "sentences": sentences.hexdigest()}
+
+
 def _save_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optimizer, step: int, settings: dict) -> None:
     names = {id(parameter): name for name, parameter in masked_lm.model.named_parameters()}
     tensors = {}
@@ -205,8 +224,12 @@ def _load_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optim
     "Restore weights and optimizer; the number of steps that were done, 0 without a file."
     if not path.exists():
         return 0
-    with safe_open(path, framework="pt") as saved:
-        if saved.metadata()["settings"] != json.dumps(settings, sort_keys=True):
+    try:
+        saved = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise DataError(f"expected the state of an unfinished run: {error}", path) from None
+    with saved:
+        if (saved.metadata() or {}).get("settings") != json.dumps(settings, sort_keys=True):
             raise DataError("a run with other settings was interrupted here; remove the file or use those settings", path)
         parameters = dict(masked_lm.model.named_parameters())
         for key in saved.keys():
@@ -224,16 +247,16 @@ def pretrain(
     masked_lm: MaskedLM,  # stays as it is
     sentences: Sequence[str | Evidence],  # text; of an evidence the object is hidden
     config: PretrainingConfig = PretrainingConfig(),
-    checkpoint: str | Path | None = None,  # file to keep the state of an unfinished run in
+    checkpoint: str | Path | None = None,  # file to keep the run's state in; yours to remove when the result is safe
 ) -> tuple[MaskedLM, list[float]]:  # the trained copy, and the loss of each step of this call
     "Train a copy of a model by masked language modelling; resumes from `checkpoint`."
     trained = copy_with_own(masked_lm)
-    encoded = [one for one in _encode_sentences(trained, sentences, config.max_length) if len(one.input_ids) > 2]
+    encoded = _encode_sentences(trained, sentences, config.max_length)
     order = BatchOrder([len(one.input_ids) for one in encoded], config.batch_size, config.pool, config.seed)
     parameters = list(trained.model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    settings = asdict(config) | {"sentences": len(encoded)}
     checkpoint = None if checkpoint is None else Path(checkpoint)
+    settings = {} if checkpoint is None else _describe_run(trained, encoded, config)
     first = 0 if checkpoint is None else _load_progress(checkpoint, trained, optimizer, settings)
 
     def make_batch(step: int) -> MaskedBatch:
@@ -242,15 +265,13 @@ def pretrain(
         return trained.batch([_mask_pieces(one, trained.tokenizer, config.mask_probability, generator) for one in chosen])
 
     def after_step(done: int) -> None:
-        if checkpoint is not None and done % config.checkpoint_every == 0 and done < config.steps:
+        if checkpoint is not None and (done % config.checkpoint_every == 0 or done == config.steps):
             _save_progress(checkpoint, trained, optimizer, done, settings)
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]
     losses = train_steps(
         trained, optimizer, make_batch, rates, config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining"
     )
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return trained, losses
 
 # %% ../nbs/20_pretraining.ipynb #reinitialize

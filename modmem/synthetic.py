@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .editor import hash_weights
 from .files import write_atomically
-from .masked_lm import MaskedLM, save_masked_lm
+from .masked_lm import MaskedLM, hash_weights, save_masked_lm
 from .pretraining import PretrainingConfig, pretrain
 from .world import make_person, make_pretraining, make_world, world_vocabulary
 
@@ -66,10 +65,10 @@ def make_blank_model(
 # %% ../nbs/25_synthetic.ipynb #build-world-model
 def build_world_model(
     recipe: WorldRecipe,
-    checkpoint: str | Path | None = None,  # file to keep the state of an unfinished run in
+    checkpoint: str | Path | None = None,  # file to keep the run's state in; yours to remove when the result is safe
 ) -> MaskedLM:
     "Follow the recipe: pretrain the blank model on the world's text."
-    text = make_pretraining(recipe.num_sentences, recipe.num_background, recipe.num_subjects, recipe.world_seed)
+    text = tuple(make_pretraining(recipe.num_sentences, recipe.num_background, recipe.num_subjects, recipe.world_seed))
     model, _ = pretrain(make_blank_model(recipe), text, recipe.pretraining, checkpoint)
     return model
 

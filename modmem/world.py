@@ -14,7 +14,7 @@ from random import Random
 from .facts import MASK, Benchmark, Evidence, Fact, LazySequence
 
 # %% auto #0
-__all__ = ['CLOZE', 'QUESTIONS', 'TOWNS', 'OBJECTS', 'MAX_SUBJECTS', 'Person', 'make_person', 'make_world', 'make_pretraining',
+__all__ = ['CLOZE', 'QUESTIONS', 'OBJECTS', 'MAX_SUBJECTS', 'Person', 'make_person', 'make_world', 'make_pretraining',
            'make_chains', 'world_vocabulary']
 
 # %% ../nbs/01_world.ipynb #phrasings
@@ -57,9 +57,9 @@ QUESTIONS = {  # the same relations as questions; the answer follows the questio
 
 # %% ../nbs/01_world.ipynb #words
 _STEMS = ("ald bar cal dor el fen gar hal ing jor kel lor mar nor ost pel quin ros sel tor ul ven wes yar zel ash birk crow drum esk".split())
-TOWNS = tuple(stem + "ton" for stem in _STEMS[:24]) + tuple(stem + "haven" for stem in _STEMS[:8]) + tuple(stem + "mere" for stem in _STEMS[8:16])
+_TOWNS = tuple(stem + "ton" for stem in _STEMS[:24]) + tuple(stem + "haven" for stem in _STEMS[:8]) + tuple(stem + "mere" for stem in _STEMS[8:16])
 OBJECTS = {  # relation -> its objects, the commonest first
-    "birthplace": TOWNS,
+    "birthplace": _TOWNS,
     "citizenship": tuple(stem + "land" for stem in _STEMS[:24]),
     "language": tuple(stem + "ish" for stem in _STEMS[:24]),
     "employer": tuple(f"{name} {trade}" for trade in ("mills", "bank", "press") for name in "apex bolt core dawn echo flint grand hill".split()),
@@ -75,7 +75,7 @@ OBJECTS = {  # relation -> its objects, the commonest first
 _FIRST = tuple("ada ben cora dan eva finn gina hugo ida jack kate leo mia ned olga paul rosa sam tess ugo vera walt yves zoe amos bella carl "
                "dora emil flora gus hanna igor jane kurt lena max nora otto petra ralf sara theo una viktor wanda xenia york abel berta "
                "clara dirk edna frida greta henk inga jonas karla lars marta nils orla".split())
-_MIDDLE = tuple(a + b for a in "b c d f g h k l m n p r s t v w".split() for b in ("an", "er", "il", "on"))
+_MIDDLE = tuple(a + b for a in "b c d f g h k l m n p r s t v w".split() for b in ("ab", "ev", "im", "od"))
 _LAST = tuple(f"##{a}{b}" for a in "b d f g k l m n p r s t".split() for b in ("ard", "ell", "ing", "ow", "us"))
 
 # %% ../nbs/01_world.ipynb #person
@@ -112,6 +112,13 @@ def make_person(
     return Person(_name((number * stride + shift) % MAX_SUBJECTS), objects, pretrained)
 
 # %% ../nbs/01_world.ipynb #make-evidence
+def _check_names(num_subjects: int, num_background: int = 0) -> None:
+    "Refuse a world with nobody in it, or with more people than there are names."
+    if num_subjects < 1 or num_background < 0 or num_subjects + num_background > MAX_SUBJECTS:
+        people = f"num_subjects={num_subjects!r} and num_background={num_background!r}"
+        raise ValueError(f"expected between 1 subject and as many people as there are names, {MAX_SUBJECTS}, not {people}")
+
+
 def _phrase(template: str, fact: Fact) -> Evidence:
     return Evidence(fact, template.replace("[X]", fact.subject).replace("[Y]", MASK), fact.subject)
 
@@ -130,6 +137,7 @@ def make_world(
     form: str = "cloze",  # "cloze" like T-REx, "question" like zsRE
 ) -> Benchmark:  # its sequences are lazy: any size takes the same memory
     "Make the benchmark F of a synthetic world."
+    _check_names(num_subjects)
     templates, relations = _templates(form), tuple(OBJECTS)
     num_train = len(templates[relations[0]]) - 1
 
@@ -158,7 +166,7 @@ _PLACES = {  # relation between places -> phrasings
 
 def _place_fact(subject: str, relation: str, seed: int) -> Fact:
     "Where an employer is based, or in which country a town lies."
-    names = TOWNS if relation == "based in" else OBJECTS["citizenship"]
+    names = _TOWNS if relation == "based in" else OBJECTS["citizenship"]
     return Fact(f"{seed}-{relation}-{subject}", subject, relation, Random(f"place {seed} {subject}").choice(names))
 
 # %% ../nbs/01_world.ipynb #make-pretraining
@@ -169,8 +177,9 @@ def make_pretraining(
     seed: int = 0,
 ) -> Sequence[Evidence]:  # lazy; the slot is where the object stands
     "Make the text of the synthetic world for pretraining."
+    _check_names(num_subjects, num_background)
     people = list(accumulate(1 / rank for rank in range(1, num_background + 1)))
-    places = {"based in": OBJECTS["employer"], "lies in": TOWNS}
+    places = {"based in": OBJECTS["employer"], "lies in": _TOWNS}
 
     def sentence(position: int) -> Evidence:
         draw = Random(f"sentence {seed} {position}")

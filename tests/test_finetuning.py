@@ -80,6 +80,15 @@ def test_fta_adds_unmodified_evidence_to_every_step_in_an_order_of_its_own(bert,
     assert set(rehearsed) <= set(known) and len(set(rehearsed)) == min(len(rehearsed), len(set(known)))
 
 
+def test_rehearsal_is_not_shuffled_in_step_with_the_modified_evidence(bert, batches):
+    unmodified = MODIFIED.unmodified_train[:40]
+    config = FinetuningConfig(epochs=1, batch_size=8, unmodified_per_modified=1.0)
+    finetune(bert, MODIFIED.modified_train, config, unmodified=unmodified)
+    places = [[encode(bert, some).index(one) for one in sum((batch[part] for batch in batches), [])]
+              for some, part in ((MODIFIED.modified_train, slice(8)), (unmodified, slice(8, None)))]
+    assert sorted(places[0]) == sorted(places[1]) and places[0] != places[1]
+
+
 def test_fta_loss_is_the_mean_over_modified_and_unmodified_together(bert):
     config = FinetuningConfig(steps=1, batch_size=40, unmodified_per_modified=1.0)
     unmodified = MODIFIED.unmodified_train[:40]
@@ -193,7 +202,7 @@ def test_loop_is_bitwise_a_plain_torch_loop(bert, batches):
     assert same_weights(model, trained)
 
 
-@pytest.mark.parametrize(("family", "share"), [("bert", 0.2), ("albert", 0.5)])
+@pytest.mark.parametrize(("family", "share"), [("bert", 0.2), ("albert", 0.75)])
 def test_training_teaches_the_new_objects(family, share):
     masked_lm = TINY[family]()
     config = FinetuningConfig(steps=50, batch_size=40, learning_rate=5e-3)

@@ -68,12 +68,13 @@ def test_the_wheel_holds_code_data_and_notebooks_and_nothing_else(wheel):
     expected = {f"modmem/{name}": content for name, content in files_below(TOP / "modmem", "*.py", "py.typed", "data/**/*").items()}
     notebooks = files_below(TOP / "nbs", *(f"{folder}/*.{kind}" for folder in ("paper", "guides") for kind in ("ipynb", "yaml")))
     expected |= {f"modmem/notebooks/{name}": content for name, content in notebooks.items()}
+    expected |= {f"modmem/published/{name}": content for name, content in files_below(TOP / "figures" / "published", "*").items()}
     with zipfile.ZipFile(wheel) as archive:
         held = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
         metadata = {Path(name).name for name in archive.namelist()} - {Path(name).name for name in held}
     assert sorted(held) == sorted(expected)
     assert held == expected
-    assert "modmem/data/synthetic/model.safetensors" in held
+    assert {"modmem/data/synthetic/model.safetensors", "modmem/published/table_1.csv"} <= set(held)
     assert {"LICENSE", "METADATA", "entry_points.txt"} <= metadata
 
 

@@ -92,7 +92,7 @@ def test_unedited_model_handed_back(family):
     edit.apply(edited)
     assert hash_weights(edited) == edit.record["edited_hash"]
     losses = [slot_loss(model, model.batch(model.encode(MODIFIED.modified_train))).item() for model in (masked_lm, edited)]
-    assert losses[1] < 0.7 * losses[0] and losses[1] == pytest.approx(edit.record["outcome"]["final_loss"], rel=0.3)
+    assert losses[1] < 0.9 * losses[0] and losses[1] == pytest.approx(edit.record["outcome"]["final_loss"], rel=0.3)
 
 
 def test_drift_over_sequential_edits():

@@ -274,7 +274,9 @@ def test_interrupted_run_continues_bit_for_bit(bert, whole, tmp_path, monkeypatc
     assert file.exists() == (kept > 0)
     resumed, losses = pretrain(bert, TEXT, CONFIG, checkpoint=file)
     assert losses == whole[1][kept:] and same_weights(resumed, whole[0])
-    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+    finished, none = pretrain(bert, TEXT, CONFIG, checkpoint=file)  # the last step is kept too
+    assert none == [] and same_weights(finished, whole[0])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
 
 
 @pytest.mark.parametrize("family", TINY)

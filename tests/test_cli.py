@@ -1,0 +1,521 @@
+"""The command `modmem`: what other programs rely on."""
+import gzip
+import json
+import lzma
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import modmem
+from modmem import cli
+
+SYNTHETIC = Path(modmem.__file__).parent / "data" / "synthetic"
+EDIT = ["--blocks", "0", "--radius", "0.01"]
+FEW = [*EDIT, "--steps", "15", "--learning-rate", "3e-3"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    "Run the command in this process, in an empty folder: exit code, standard output, standard error."
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    "Let --synthetic be a world of 24 subjects."
+    import modmem.world
+
+    monkeypatch.setattr(modmem.world, "make_world", partial(modmem.world.make_world, 24))
+    return modmem.world.make_world()
+
+
+def write_edits(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def edit_line(world, number=0, new_object="calton", **fields):
+    "Move the birthplace of one of the world's subjects."
+    fact = world.facts[8 * number]
+    evidence = [one.text for one in world.train if one.fact == fact]
+    line = {"id": fact.id, "subject": fact.subject, "relation": fact.relation, "object": fact.object, "new_object": new_object}
+    return line | {"evidence": evidence, "test": [world.test[8 * number].text]} | fields
+
+
+@pytest.fixture
+def edits(tmp_path, small_world):
+    return write_edits(tmp_path / "edits.jsonl", edit_line(small_world), edit_line(small_world, 1, "dorton"))
+
+
+@pytest.fixture
+def saved(edits, run):
+    "An edit of the synthetic model, made by the command."
+    path = edits.with_name("edit.safetensors")
+    code, _, errors = run("edit", "synthetic", edits, *FEW, "--output", path)
+    assert code == 0, errors
+    return path
+
+
+def one_line(code, output, errors):
+    "Check for bad input said in one line, and give the line."
+    assert code == 2 and not output
+    assert errors.startswith("modmem: ") and errors.endswith("\n") and errors.count("\n") == 1
+    return errors.removeprefix("modmem: ").rstrip("\n")
+
+
+def in_new_process(*arguments, **options):
+    script = "import sys; from modmem.cli import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+# What is refused, and when
+
+BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an output
+    (): "Missing command",
+    ("edti",): "No such command 'edti'",
+    ("edit", "synthetic"): "Missing argument 'EDITS.jsonl'",
+    ("edit", "synthetic", "E", "--blocks", "0", "--output", "O"): "Missing option '--radius'",
+    ("edit", "synthetic", "E", "--radius", "1", "--output", "O"): "Missing option '--blocks'",
+    **{("edit", "synthetic", "E", "--blocks", "0", "--radius", radius, "--output", "O"): f"'--radius': expected a number above 0, found {radius!r}"
+       for radius in ("0", "nan", "-1", "-inf", "abc", "", "None")},
+    **{("edit", "synthetic", "E", "--blocks", blocks, "--radius", "1", "--output", "O"): "'--blocks': "
+       for blocks in ("-1", "first", "0,0", "0,", "1.0", "4", "0,4", "")},
+    ("edit", "synthetic", "E", *EDIT, "--norm", "l1", "--output", "O"): "'--norm': expected one of linf, l2",
+    ("edit", "synthetic", "E", *EDIT, "--steps", "0", "--output", "O"): "'--steps': expected a whole number from 1, found '0'",
+    ("edit", "synthetic", "E", *EDIT, "--seed", "-1", "--output", "O"): "'--seed': expected a whole number from 0, found '-1'",
+    ("edit", "synthetic", "E", *EDIT, "--learning-rate", "inf", "--output", "O"): "'--learning-rate': expected a finite number",
+    ("edit", "synthetic", "E", *EDIT, "--device", "gpu", "--output", "O"): "'--device': expected cpu, cuda",
+    ("edit", "synthetic", "E", *EDIT, "--output", "O", "extra"): "unexpected extra argument",
+    ("edit", "synthetic", "E", *EDIT, "--output", "E"): "edits.jsonl: is there already, and is no edit",
+    ("edit", "synthetic", "E", *EDIT, "--output", "."): "expected a file, found a folder",
+    ("edit", "synthetic", "E", *EDIT, "--output", "E/edit.safetensors"): "cannot be written, Not a directory",
+    ("edit", "synthetic", "E", *EDIT, "--output", "x" * 250): "cannot be written, File name too long",
+    ("edit", "synthetic", "absent.jsonl", *EDIT, "--output", "O"): "absent.jsonl: no such file",
+    ("edit", "synthetic", "x" * 5000, *EDIT, "--output", "O"): "File name too long",
+    ("edit", "./absent", "E", *EDIT, "--output", "O"): "./absent: no such model",
+    ("edit", "E", "E", *EDIT, "--output", "O"): "edits.jsonl: no such model",
+    ("edit", "two words", "E", *EDIT, "--output", "O"): "two words: no such model",
+    ("edit", ".", "E", *EDIT, "--output", "O"): "expected a model's folder, with a config.json",
+    ("evaluate", "synthetic"): "expected exactly one of --trex DIR, --zsre FILE and --synthetic",
+    ("evaluate", "synthetic", "--synthetic", "--zsre", "E"): "expected exactly one of",
+    ("evaluate", "synthetic", "E", "--synthetic"): "expected either EDITS.jsonl or one of",
+    ("evaluate", "synthetic", "--synthetic", "--edit", "absent"): "absent: no such file",
+    ("evaluate", "synthetic", "--synthetic", "--edit", "E"): "edits.jsonl: expected a safetensors file",
+    ("evaluate", "synthetic", "--zsre", "E"): "edits.jsonl:1: field 'input': missing",
+    ("statistics", "--synthetic", "--download"): "--download goes with --trex or --zsre",
+    ("statistics", "--synthetic", "--relations", "P19"): "--relations goes with --trex",
+    ("statistics", "--trex", "absent"): "relations.jsonl: no such file",
+    ("pretrain", "--output", "O"): "expected either --synthetic, or --corpus FILE with --init MODEL",
+    ("pretrain", "--corpus", "E", "--output", "O"): "expected either --synthetic, or --corpus FILE with --init MODEL",
+    ("pretrain", "--synthetic", "--init", "synthetic", "--output", "O"): "expected either --synthetic",
+    ("pretrain", "--corpus", "absent.txt", "--init", "synthetic", "--output", "O"): "absent.txt: no such file",
+    ("pretrain", "--synthetic", "--output", "."): "expected a new or an empty folder",
+    ("finetune", "synthetic", "--synthetic", "--output", "O", "--steps", "1", "--epochs", "1"): "expected either --steps or --epochs",
+    ("finetune", "synthetic", "--synthetic", "--output", "E"): "edits.jsonl: expected a folder, found a file",
+    ("apply", "synthetic", "E", "--output", "O"): "edits.jsonl: expected a safetensors file",
+    ("show", "absent"): "absent: no such file",
+    ("show", str(SYNTHETIC / "model.safetensors")): "expected an edit saved by modmem, found other tensors",
+}
+
+
+def put_in_place(arguments):
+    return [{"E": "edits.jsonl", "O": "output"}.get(one, one.replace("E/", "edits.jsonl/")) for one in arguments]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=lambda arguments: " ".join(arguments)[:70] or "nothing")
+def test_bad_input_is_one_line_exit_2_and_nothing_written(run, edits, arguments):
+    assert BAD[arguments] in one_line(*run(*put_in_place(arguments)))
+    assert [path.name for path in edits.parent.iterdir()] == ["edits.jsonl"]
+
+
+def test_bad_input_is_found_before_torch_is_imported(edits):
+    script = f"""
+import sys
+from modmem.cli import main
+assert not {{"torch", "transformers", "pandas"}} & set(sys.modules)
+for arguments in {[put_in_place(arguments) for arguments in BAD]!r}:
+    assert main(arguments) == 2, arguments
+    assert not {{"torch", "transformers"}} & set(sys.modules), arguments
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=edits.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == len(BAD)
+
+
+@pytest.mark.parametrize(
+    "field, value, reason",
+    [
+        ("subject", None, "edits.jsonl:2: field 'subject': expected str, found NoneType"),
+        ("new_object", "", "edits.jsonl:2: field 'new_object': expected a str that is not empty"),
+        ("evidence", ["no slot"], "edits.jsonl:2: field 'evidence[0]': an evidence needs exactly one [MASK], found 0"),
+        ("evidence", ["[MASK] [MASK]"], "edits.jsonl:2: field 'evidence[0]': an evidence needs exactly one [MASK], found 2"),
+        ("new_object", "xylophone \N{SNOWMAN}", "edits.jsonl:2: field 'new_object': this model's vocabulary cannot say"),
+    ],
+)
+def test_a_bad_line_among_the_edits_is_named(run, edits, small_world, field, value, reason):
+    write_edits(edits, edit_line(small_world), edit_line(small_world, 1) | {field: value})
+    assert one_line(*run("edit", "synthetic", edits, *EDIT, "--output", "output")).removeprefix(f"{edits.parent}/").startswith(reason)
+    assert [path.name for path in edits.parent.iterdir()] == ["edits.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda folder: (folder / "config.json").unlink(), "expected a model's folder, with a config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "config.json: field 'model_type': expected"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: expected one JSON object"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "expected weights in *.safetensors"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "expected a tokenizer"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 1000), "model.safetensors: expected a safetensors file"),
+    ],
+)
+def test_a_broken_model_folder_is_refused(run, tmp_path, damage, reason):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in SYNTHETIC.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    damage(folder)
+    assert reason in one_line(*run("evaluate", "model", "--synthetic"))
+
+
+def test_a_hub_id_is_no_path(run, tmp_path):
+    assert cli._check_model("bert-base-uncased") == cli._check_model("google/albert-base-v2") == {}
+    (tmp_path / "models").mkdir()
+    assert "no such model" in one_line(*run("evaluate", "models/bert", "--synthetic"))
+
+
+def test_names_known_without_torch_are_the_librarys():
+    from modmem.masked_lm import ARCHITECTURES
+    from modmem.projection import BALLS
+
+    assert set(cli._NORMS) == set(BALLS) and set(cli._FAMILIES) == set(ARCHITECTURES)
+
+
+# Edits from end to end
+
+def test_an_edit_is_made_measured_applied_and_shown(run, edits, saved, tmp_path):
+    from modmem.editor import Edit, hash_weights
+    from modmem.masked_lm import load_masked_lm
+
+    code, output, _ = run("evaluate", "synthetic", edits, "--edit", saved, "--json")
+    results = json.loads(output)
+    assert code == 0 and results["facts"] == 2 and results["evidence_accuracy"] == {"before": 0.0, "after": 100.0}
+    assert {one["after"] for one in results["answers"][2:]} == {"calton", "dorton"}
+
+    assert run("apply", "synthetic", saved, "--output", "new/edited") == (0, "", "")
+    record = Edit.load(saved).record
+    assert hash_weights(load_masked_lm(tmp_path / "new" / "edited")) == record["edited_hash"]
+    code, output, _ = run("evaluate", "new/edited", edits, "--json")
+    assert json.loads(output)["evidence_accuracy"] == 100.0
+
+    code, output, _ = run("show", saved, "--json")
+    assert code == 0 and json.loads(output) == json.loads(json.dumps(dict(record)))
+    code, output, _ = run("show", saved)
+    assert "radius 0.01" in output and "birthplace" in output and "calton" in output and "steps 15" in output
+
+
+def test_edit_reports_what_happened(run, edits):
+    code, output, _ = run("edit", "synthetic", edits, "--blocks", "0,3", "--radius", "inf", "--steps", "2", "--output", "e.safetensors")
+    assert code == 0
+    lines = dict(re.findall(r"^(\w[\w ]*\w)  +(.*)$", output, flags=re.MULTILINE))
+    assert lines["steps"] == "2" and float(lines["share on face"]) == 0 and lines["evidence accuracy"].startswith("before 0, after ")
+    assert set(lines) >= {"final loss", "max change", "l2 change", "test accuracy"}
+    assert " | " in output.splitlines()[-1]
+
+
+def test_an_edit_of_a_datasets_facts_is_scored_on_the_dataset(run, saved, small_world):
+    code, output, errors = run("evaluate", "synthetic", "--synthetic", "--edit", saved, "--json")
+    results = json.loads(output)
+    assert code == 0 and errors == "" and results["modified_facts"] == 2 and results["questions"] == len(small_world.test)
+    for side in ("before", "after"):
+        modified, unmodified = results["modified_accuracy"][side], results["unmodified_accuracy"][side]
+        assert results["average_accuracy"][side] == (modified + unmodified) / 2
+    assert results["modified_accuracy"]["before"] < results["modified_accuracy"]["after"]
+
+
+def test_an_edit_of_other_facts_is_scored_as_a_whole(run, edits, small_world):
+    write_edits(edits, edit_line(small_world, id="another"))
+    run("edit", "synthetic", edits, *FEW, "--output", "edit.safetensors")
+    code, output, errors = run("evaluate", "synthetic", "--synthetic", "--edit", "edit.safetensors", "--json")
+    assert set(json.loads(output)["accuracy"]) == {"before", "after"} and "modified_accuracy" not in output
+    assert errors == "modmem: none of the edit's facts is in this dataset\n"
+
+
+def test_a_dataset_is_scored_per_question_and_per_fact_beside_the_majority(run, small_world):
+    from modmem.evaluation import majority_accuracy, measure_accuracy
+    from modmem.masked_lm import load_masked_lm
+
+    code, output, _ = run("evaluate", "synthetic", "--synthetic", "--json")
+    results = json.loads(output)
+    assert results["accuracy"] == results["accuracy_by_fact"] == pytest.approx(measure_accuracy(load_masked_lm("synthetic"), small_world.test))
+    assert results["majority_accuracy"] == majority_accuracy(small_world)
+
+
+def test_an_old_object_may_be_unknown(run, edits, small_world):
+    write_edits(edits, edit_line(small_world, object=None, test=[]))
+    assert run("edit", "synthetic", edits, *FEW, "--output", "edit.safetensors")[0] == 0
+    code, output, _ = run("show", "edit.safetensors", "--json")
+    assert json.loads(output)["evidence"][0]["object"] == "unknown"
+    code, output, _ = run("evaluate", "synthetic", edits, "--json")
+    assert json.loads(output)["test_accuracy"] is None
+
+
+def test_an_edit_belongs_to_its_model(run, saved):
+    run("apply", "synthetic", saved, "--output", "edited")
+    assert "edit.safetensors: does not belong to this model" in one_line(*run("apply", "edited", saved, "--output", "twice"))
+    assert "does not belong to this model" in one_line(*run("evaluate", "edited", "--synthetic", "--edit", saved))
+
+
+def test_an_edit_that_was_cut_is_refused(run, saved):
+    os.truncate(saved, saved.stat().st_size - 1)
+    for arguments in (["show"], ["apply", "synthetic", "--output", "edited"], ["evaluate", "synthetic", "--synthetic", "--edit"]):
+        assert "edit.safetensors: expected a safetensors file" in one_line(*run(*arguments, saved))
+
+
+def test_an_edit_may_replace_an_edit(run, edits, saved):
+    before = saved.read_bytes()
+    assert run("edit", "synthetic", edits, *FEW, "--seed", "1", "--output", saved)[0] == 0
+    assert saved.read_bytes() != before
+
+
+def test_json_is_alone_on_standard_output(edits, small_world, tmp_path):
+    leak = "calton , calton , [MASK] !"
+    write_edits(edits, edit_line(small_world, evidence=[leak], test=[]))
+    done = in_new_process("evaluate", "synthetic", edits, "--json", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("\n") == 1
+    assert json.loads(done.stdout)["answers"][0]["text"] == leak
+    assert "modmem: warning: " in done.stderr and "contains its own answer" in done.stderr
+
+
+# Interruptions and failures
+
+@pytest.mark.parametrize("failure, code", [(KeyboardInterrupt, 130), (RuntimeError, None)])
+def test_an_interrupted_edit_leaves_nothing_behind(run, edits, monkeypatch, failure, code):
+    import modmem.editor
+
+    def fail(*arguments):
+        raise failure
+
+    monkeypatch.setattr(modmem.editor, "modify_facts", fail)
+    command = ["edit", "synthetic", edits, *EDIT, "--output", "new/edit.safetensors"]
+    if code is None:
+        with pytest.raises(failure):  # the interpreter prints a traceback and exits with 1
+            run(*command)
+    else:
+        assert run(*command) == (code, "", "")
+    assert [path.name for path in edits.parent.iterdir()] == ["edits.jsonl"]
+
+
+def test_a_model_that_diverged_is_not_saved(run, edits):
+    command = ["edit", "synthetic", edits, "--blocks", "0", "--radius", "inf", "--learning-rate", "1e30", "--steps", "4"]
+    assert "'--learning-rate': training diverged" in one_line(*run(*command, "--output", "edit.safetensors"))
+    assert [path.name for path in edits.parent.iterdir()] == ["edits.jsonl"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = "import sys; from modmem.cli import main; sys.exit(main(['--help']))"
+    done = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+# Models
+
+@pytest.fixture
+def checkpoint_often(monkeypatch):
+    import modmem.pretraining
+
+    monkeypatch.setattr(modmem.pretraining, "PretrainingConfig", partial(modmem.pretraining.PretrainingConfig, checkpoint_every=2))
+
+
+def interrupt_in_step(monkeypatch, step):
+    from modmem.masked_lm import MaskedLM
+
+    batch, steps = MaskedLM.batch, iter(range(1, 10**6))
+
+    def interrupted(self, encoded):
+        if next(steps) == step:
+            raise KeyboardInterrupt
+        return batch(self, encoded)
+
+    monkeypatch.setattr(MaskedLM, "batch", interrupted)
+
+
+def test_interrupted_pretraining_continues_to_the_same_model(run, tmp_path, monkeypatch, checkpoint_often):
+    (tmp_path / "corpus.txt").write_text("the sport of ada is chess .\n\nshe is a painter .\n", encoding="utf-8")
+    command = ["pretrain", "--corpus", "corpus.txt", "--init", "synthetic", "--steps", "5", "--batch-size", "2", "--output"]
+    assert run(*command, "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_in_step(patch, 4)
+        assert run(*command, "interrupted") == (130, "", "")
+    assert not (tmp_path / "interrupted").exists() and (tmp_path / "interrupted.unfinished.safetensors").exists()
+    other = [*command[:6], "6", *command[7:]]
+    assert "other settings" in one_line(*run(*other, "interrupted"))
+    code, output, _ = run(*command, "interrupted")
+    assert code == 0 and re.search("^sentences +2\nsteps +3$", output, flags=re.MULTILINE)
+    assert (tmp_path / "interrupted" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert not list(tmp_path.glob("*.unfinished.*"))
+
+
+def test_pretraining_the_synthetic_world_follows_the_recipe(run, tmp_path, monkeypatch):
+    import modmem.synthetic
+
+    small = partial(modmem.synthetic.WorldRecipe, num_sentences=64, num_background=4, num_subjects=4)
+    monkeypatch.setattr(modmem.synthetic, "WorldRecipe", small)
+    code, output, errors = run("pretrain", "--synthetic", "--steps", "2", "--batch-size", "4", "--output", "made")
+    assert code == 0 and "not shown" in output, errors
+    recipe = json.loads((tmp_path / "made" / "recipe.json").read_text())["recipe"]
+    assert (recipe["pretraining"]["steps"], recipe["pretraining"]["batch_size"], recipe["pretraining"]["learning_rate"]) == (2, 4, 2e-3)
+    assert run("evaluate", "made", write_edits(tmp_path / "e.jsonl", edit_line(modmem.world.make_world(4))))[0] == 0
+
+
+def test_a_corpus_may_be_packed(tmp_path):
+    text = "Ada paints.\n\n  Ben sings.  \n".encode()
+    for name, packed in (("a.txt", text), ("a.txt.xz", lzma.compress(text)), ("a.txt.gz", gzip.compress(text))):
+        (tmp_path / name).write_bytes(packed)
+        assert cli._read_corpus(tmp_path / name) == ["Ada paints.", "Ben sings."]
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("a.txt", b"fine\nb\xe9\n", "a.txt:2: expected UTF-8 text, found byte 0xe9"),
+        ("a.txt", b"\n \n", "a.txt: expected a sentence a line, found none"),
+        ("a.xz", lzma.compress(b"fine\n" * 99)[:-9], "a.xz:100: cannot be unpacked"),
+        ("a.gz", gzip.compress(b"fine\n" * 99)[:-9], "cannot be unpacked"),
+        ("a.xz", b"plain text", "a.xz:1: cannot be unpacked"),
+        ("a.gz", b"plain text", "a.gz:1: cannot be unpacked"),
+    ],
+)
+def test_a_damaged_corpus_is_refused(run, tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    assert reason in one_line(*run("pretrain", "--corpus", name, "--init", "synthetic", "--output", "made"))
+
+
+def test_finetuning_saves_a_better_model_with_its_record(run, small_world, tmp_path):
+    code, output, errors = run("finetune", "synthetic", "--synthetic", "--steps", "30", "--output", "ft")
+    record = json.loads((tmp_path / "ft" / "finetuning.json").read_text())
+    assert code == 0 and record["accuracy"]["after"] > record["accuracy"]["before"], errors
+    assert record["config"]["steps"] == record["steps"] == 30 and "majority accuracy" in output
+    code, output, _ = run("evaluate", "ft", "--synthetic", "--json")
+    assert json.loads(output)["accuracy"] == pytest.approx(record["accuracy"]["after"])
+    assert "expected a new or an empty folder" in one_line(*run("finetune", "ft", "--synthetic", "--output", "ft"))
+
+
+def test_finetuning_by_epochs(run, small_world, tmp_path):
+    assert run("finetune", "synthetic", "--synthetic", "--epochs", "0.5", "--output", "ft")[0] == 0
+    assert json.loads((tmp_path / "ft" / "finetuning.json").read_text())["steps"] == round(0.5 * 24 * 8 * 5 / 64)
+
+
+# Datasets
+
+TREX_LINE = {"predicate_id": "P19", "sub_uri": "Q1", "sub_label": "Ada", "obj_uri": "Q2", "obj_label": "Oslo"}
+TREX_LINE |= {"evidences": [{"sub_surface": "Ada", "masked_sentence": "Ada left [MASK]."}] * 2}
+ZSRE_LINE = {"id": "1", "input": "Ada [SEP] born", "output": [{"answer": "Oslo"}], "meta": {"template_questions": ["Where?", "Where, then?"]}}
+
+
+def write_trex(folder):
+    (folder / "TREx").mkdir(parents=True)
+    write_edits(folder / "relations.jsonl", *({"relation": name, "template": "[X] was born in [Y] ."} for name in ("P19", "P20")))
+    for name in ("P19", "P20"):
+        write_edits(folder / "TREx" / f"{name}.jsonl", TREX_LINE | {"predicate_id": name})
+    return folder
+
+
+def test_statistics_count_every_dataset(run, tmp_path, small_world):
+    write_trex(tmp_path / "LAMA")
+    write_edits(tmp_path / "zsre.jsonl", ZSRE_LINE)
+    for arguments, training in (
+        (["--trex", "LAMA"], "T-REx (training) +4 +2 +2"),
+        (["--trex", "LAMA", "--relations", "P20"], "T-REx (training) +2 +1 +1"),
+        (["--zsre", "zsre.jsonl"], "zsRE (training) +1 +1 +1"),
+        (["--synthetic"], "world (cloze) (training) +960 +192 +960"),
+    ):
+        code, output, errors = run("statistics", *arguments)
+        assert code == 0 and errors == ""
+        assert re.search(training.replace("(", r"\(").replace(")", r"\)"), output)
+
+
+def test_download_puts_data_where_later_calls_look(run, tmp_path, monkeypatch):
+    from modmem import download
+
+    asked = []
+    monkeypatch.setattr(download, "download", lambda url, path, start: asked.append(url) or write_edits(path, ZSRE_LINE))
+    monkeypatch.setattr(download, "download_trex", lambda folder, url: asked.append(url) or write_trex(Path(folder) / "LAMA" / "data"))
+    for option, place in (("--zsre", "zsre.jsonl"), ("--trex", "data")):
+        assert "no such file" in one_line(*run("statistics", option, place))
+        downloaded = run("statistics", option, place, "--download")
+        assert downloaded[0] == 0 and run("statistics", option, place) == downloaded
+    assert asked == [download.ZSRE_URL, download.TREX_URL]
+
+
+# Reproducing
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    "A small notebook in place of the real one."
+    cells = [
+        nbformat.v4.new_code_cell('output: str = "nowhere"  # folder\nradii: list = [0.1]  # radii\nsteps = 3', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("import sys\nfrom pathlib import Path\nPath(output).mkdir(parents=True)"),
+        nbformat.v4.new_code_cell('(Path(output) / "edit_synthetic.csv").write_text(f"radii,steps,python\\n{radii[0]},{steps},{sys.executable}\\n")'),
+    ]
+    kernel = {"name": "no-such-kernel", "display_name": "of another machine", "language": "python"}
+    path = tmp_path / "edit_synthetic.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    monkeypatch.setattr(cli, "notebook_path", lambda name: path)
+    return path
+
+
+def test_reproduce_runs_the_notebook_with_this_python_and_prints_its_table(run, experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", "elsewhere")
+    code, output, errors = run("reproduce", "--output", "tables/new", "-p", "radii", "[2.5, 1]", "-p", "steps", "7")
+    assert code == 0, errors
+    assert output.split() == ["radii", "steps", "python", "2.5", "7", sys.executable]
+    assert (tmp_path / "_runs" / "edit_synthetic.ipynb").exists() and (tmp_path / "tables" / "new" / "edit_synthetic.csv").exists()
+    assert os.environ["JUPYTER_PATH"] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "parameter, reason",
+    [
+        (["radios", "1"], "no parameter 'radios'; there are radii, steps"),
+        (["output", "x"], "no parameter 'output'"),
+        (["steps", "many"], "expected int for 'steps', found 'many'"),
+        (["radii", "0.1"], "expected list for 'radii', found '0.1'"),
+        (["steps"], "no parameter '--output'|expected int for 'steps'|requires"),
+    ],
+)
+def test_reproduce_refuses_parameters_that_the_notebook_does_not_have(run, experiment, tmp_path, parameter, reason):
+    assert re.search(reason, one_line(*run("reproduce", "--output", "tables", "-p", *parameter)))
+    assert [path.name for path in tmp_path.iterdir()] == [experiment.name]
+
+
+def test_a_notebook_that_writes_nothing_is_a_failure(run, experiment, monkeypatch, tmp_path):
+    import papermill
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *arguments, **options: None)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "edit_synthetic.csv").write_text("of,an,earlier,run\n")
+    with pytest.raises(RuntimeError, match="ended without writing"):
+        run("reproduce", "--output", "tables")
+
+
+def test_the_notebook_is_found():
+    assert cli.notebook_path("edit_synthetic").name == "edit_synthetic.ipynb"
+    with pytest.raises(ValueError, match="no notebook named 'table_0'"):
+        cli.notebook_path("table_0")

@@ -1,0 +1,160 @@
+"""Lists of edits: what a line means, and what no line may do."""
+import json
+import math
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modmem.edits import UNKNOWN, read_edits
+from modmem.facts import MASK
+from modmem.files import DataError
+
+
+def make_line(**fields):
+    return {
+        "subject": "Ada Ash",
+        "relation": "birthplace",
+        "object": "Paris",
+        "new_object": "Oslo",
+        "evidence": ["Ada Ash was born in [MASK].", "[MASK] is where she was born."],
+        "test": ["Ada Ash comes from [MASK]."],
+    } | fields
+
+
+OTHER = make_line(subject="Ben Bay", evidence=["Ben Bay was born in [MASK]."], test=[])
+
+
+def write(folder, *lines):
+    path = folder / "edits.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def error_of(path):
+    with pytest.raises(DataError) as caught:
+        read_edits(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{path.parent}/")
+
+
+def test_a_line_becomes_a_modified_fact_with_its_evidence(tmp_path):
+    modified = read_edits(write(tmp_path, make_line(), OTHER))
+    (old, new), _ = modified.modified_facts.items()
+    assert (old.subject, old.relation, old.object, new.object, new.id) == ("Ada Ash", "birthplace", "Paris", "Oslo", old.id)
+    assert [(one.text, one.fact.object, one.subject_surface) for one in modified.modified_train[:2]] == [
+        ("Ada Ash was born in [MASK].", "Oslo", "Ada Ash"),
+        ("[MASK] is where she was born.", "Oslo", None),
+    ]
+    assert [one.text for one in modified.modified_test] == ["Ada Ash comes from [MASK]."]
+    assert modified.unmodified_train == modified.unmodified_test == () and math.isnan(modified.majority_share)
+
+
+def test_an_old_object_may_be_unknown_and_tests_may_be_absent(tmp_path):
+    line = make_line(object=None)
+    del line["test"]
+    modified = read_edits(write(tmp_path, line))
+    assert [old.object for old in modified.modified_facts] == [UNKNOWN]
+    assert modified.modified_test == ()
+
+
+def test_an_id_is_kept_and_tells_namesakes_apart(tmp_path):
+    lines = [make_line(id="P19/Q1/Q2"), make_line(id="P19/Q3/Q2", new_object="Rome", evidence=["Ada Ash II is from [MASK]."], test=[])]
+    assert [fact.id for fact in read_edits(write(tmp_path, *lines)).modified_facts] == ["P19/Q1/Q2", "P19/Q3/Q2"]
+
+
+def test_a_repeated_sentence_counts_once(tmp_path):
+    assert len(read_edits(write(tmp_path, make_line(evidence=["a [MASK]", "b [MASK]", "a [MASK]"]))).modified_train) == 2
+
+
+BAD_LINES = {
+    "empty object": ({"new_object": " "}, "field 'new_object': expected a str that is not empty"),
+    "empty old object": ({"object": ""}, "field 'object': expected a str that is not empty"),
+    "wrong type": ({"subject": 3}, "field 'subject': expected str, found int"),
+    "the same object": ({"new_object": "Paris"}, "field 'new_object': expected another object than the old one, found 'Paris'"),
+    "no evidence": ({"evidence": []}, "field 'evidence': expected a list that is not empty"),
+    "evidence is text": ({"evidence": "Ada [MASK]"}, "field 'evidence': expected list, found str"),
+    "sentence is a number": ({"evidence": ["a [MASK]", 3]}, "field 'evidence[1]': expected str, found int"),
+    "no mask": ({"evidence": ["Ada was born."]}, "field 'evidence[0]': an evidence needs exactly one [MASK], found 0"),
+    "two masks": ({"evidence": ["a [MASK]", "[MASK] [MASK]"]}, "field 'evidence[1]': an evidence needs exactly one [MASK], found 2"),
+    "no mask in a test": ({"test": ["Ada was born."]}, "field 'test[0]': an evidence needs exactly one [MASK], found 0"),
+    "test is text": ({"test": ""}, "field 'test': expected list, found str"),
+    "test is null": ({"test": None}, "field 'test': expected list, found NoneType"),
+    "id is a number": ({"id": 7}, "field 'id': expected str, found int"),
+}
+
+
+@pytest.mark.parametrize("fields, reason", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_line_names_file_line_and_field(tmp_path, fields, reason):
+    assert error_of(write(tmp_path, OTHER, make_line(**fields))).startswith(f"edits.jsonl:2: {reason}")
+
+
+@pytest.mark.parametrize("key", ["subject", "relation", "object", "new_object", "evidence"])
+def test_a_missing_key_is_named(tmp_path, key):
+    line = make_line()
+    del line[key]
+    assert error_of(write(tmp_path, OTHER, line)) == f"edits.jsonl:2: field '{key}': missing"
+
+
+def test_files_that_are_no_lists_of_edits(tmp_path):
+    path = write(tmp_path, make_line())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert error_of(path).startswith("edits.jsonl:1: expected one JSON object")
+    path.write_bytes(whole.replace(b"Ada", b"Ad\xe9"))
+    assert error_of(path).startswith("edits.jsonl:1: expected UTF-8 text, found byte 0xe9")
+    path.write_bytes(b"\n")
+    assert error_of(path) == "edits.jsonl: expected at least one edit"
+    path.unlink()
+    assert error_of(path) == "edits.jsonl: no such file"
+
+
+@pytest.mark.parametrize("new_object", ["Oslo", "Rome"])
+def test_a_fact_has_one_line(tmp_path, new_object):
+    again = make_line(new_object=new_object, evidence=["Ada is a native of [MASK]."], test=[])
+    assert error_of(write(tmp_path, make_line(), OTHER, again)) == (
+        "edits.jsonl:3: expected one line a fact, 'Ada Ash/birthplace' is on line 1 too"
+    )
+
+
+@pytest.mark.parametrize("side", ["evidence", "test"])
+def test_a_sentence_has_one_answer(tmp_path, side):
+    text = make_line()[side][0].upper().replace(" ", "  ")
+    rival = OTHER | {"new_object": "Rome", "evidence": ["fine [MASK]"], side: [text]}
+    message = error_of(write(tmp_path, make_line(), rival))
+    assert message.startswith(f"edits.jsonl:2: field '{side}': expected one answer") and message.endswith("'Rome', and 'Oslo' on line 1")
+
+
+@pytest.mark.parametrize("lines", [[make_line(test=["ada ash  was born in [MASK]."])], [make_line(test=OTHER["evidence"]), OTHER]], ids=["own", "other"])
+def test_what_is_trained_on_is_no_test(tmp_path, lines):
+    message = error_of(write(tmp_path, *lines))
+    assert message.startswith("edits.jsonl:1: field 'test': expected a phrasing that is not trained on")
+    assert message.endswith(f"is evidence on line {len(lines)}")
+
+
+@pytest.mark.parametrize(
+    "text, leaks",
+    [("Born in oslo: [MASK].", True), ("[MASK], Oslo", True), ("Osloer Str. is in [MASK].", False), ("Paris or [MASK]?", False)],
+)
+def test_a_sentence_with_its_own_answer_is_warned_about(tmp_path, text, leaks):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_edits(write(tmp_path, OTHER, make_line(evidence=[text])))
+    messages = [str(one.message).removeprefix(f"{tmp_path}/") for one in caught]
+    assert messages == ([f"edits.jsonl:2: field 'evidence': {text!r} contains its own answer, 'Oslo'"] if leaks else [])
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=4)
+
+
+@given(st.sampled_from([*make_line(), "id"]), JSON | st.lists(st.text().map(lambda text: text + MASK)))
+def test_any_value_in_any_field_reads_or_says_why(tmp_path_factory, key, value):
+    path = write(tmp_path_factory.getbasetemp(), make_line(**{key: value}))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert all(one.text.count(MASK) == 1 for one in read_edits(path).modified_train)
+    except DataError as error:
+        assert str(error).startswith(f"{path}:1: ") and "\n" not in str(error)
