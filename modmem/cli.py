@@ -273,9 +273,9 @@ def _load(model: str, device: str) -> MaskedLM:
 
 def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
     "Leave out facts that the tokenizer cannot say, and say how many."
-    from modmem.masked_lm import keep_answerable
+    from modmem.batches import keep_answerable
 
-    kept = keep_answerable(masked_lm, benchmark)
+    kept = keep_answerable(masked_lm.tokenizer, benchmark)
     if len(kept.facts) < len(benchmark.facts):
         _say(f"left out {len(benchmark.facts) - len(kept.facts)} facts with an object that this tokenizer cannot say in 20 pieces")
     if not kept.train or not kept.test:
@@ -443,10 +443,10 @@ def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) ->
     "Refuse new objects that the tokenizer cannot say."
     from modmem.facts import Benchmark
     from modmem.files import read_jsonl
-    from modmem.masked_lm import keep_answerable
+    from modmem.batches import keep_answerable
 
     facts = tuple(edits.modified_facts.values())
-    kept = set(keep_answerable(masked_lm, Benchmark(facts, (), ())).facts)
+    kept = set(keep_answerable(masked_lm.tokenizer, Benchmark(facts, (), ())).facts)
     for fact, (line, _) in zip(facts, read_jsonl(path)):
         if fact not in kept:
             raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, line, "new_object")

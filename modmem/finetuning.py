@@ -12,8 +12,9 @@ from numbers import Real
 
 import torch
 
+from .batches import MaskedBatch
 from .facts import Evidence
-from .masked_lm import MaskedBatch, MaskedLM, copy_with_own
+from .masked_lm import MaskedLM, copy_with_own
 from .pretraining import BatchOrder, learning_rate_at, train_steps
 
 # %% auto #0

@@ -19,91 +19,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .facts import MASK, Benchmark, Evidence
+from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence, make_batch
+from .facts import Evidence
 from .files import DataError
 
 # %% auto #0
-__all__ = ['ARCHITECTURES', 'SYNTHETIC', 'EncodedEvidence', 'encode_evidence', 'MaskedBatch', 'make_batch', 'bucket_by_length',
-           'Architecture', 'MaskedLM', 'predict_pieces', 'in_mode', 'load_masked_lm', 'save_masked_lm', 'hash_weights',
-           'copy_with_own', 'keep_answerable']
-
-# %% ../nbs/10_masked_lm.ipynb #encoded-evidence
-@dataclass(frozen=True, slots=True)
-class EncodedEvidence:
-    "An evidence as token ids, with its slots and what belongs there."
-    input_ids: list[int]  # with the tokenizer's special tokens
-    slots: list[int]  # positions of the mask tokens
-    labels: list[int]  # pieces of the object, one for each slot
-
-# %% ../nbs/10_masked_lm.ipynb #window
-def _window(length: int, first: int, last: int, limit: int) -> slice:
-    "The `limit` positions around first..last, shifted inwards at either end."
-    spare = limit - (last - first + 1)
-    start = max(0, min(first - spare // 2, length - limit))
-    return slice(start, min(length, start + limit))
-
-# %% ../nbs/10_masked_lm.ipynb #encode-evidence
-def encode_evidence(
-    tokenizer,  # a transformers tokenizer with a mask token
-    evidence: Sequence[Evidence],
-    max_length: int = 512,  # tokens, special ones included
-) -> list[EncodedEvidence]:
-    "Tokenize evidence; the slot becomes as many mask tokens as the object has pieces."
-    if not evidence:
-        return []
-    objects = [one.fact.object for one in evidence]
-    pieces = dict(zip(set(objects), tokenizer(list(set(objects)), add_special_tokens=False)["input_ids"]))
-    sides = [side.strip() for one in evidence for side in one.text.split(MASK)]
-    tokens = tokenizer(sides, add_special_tokens=False, verbose=False)["input_ids"]
-    encoded = []
-    for label, before, after in zip(objects, tokens[0::2], tokens[1::2]):
-        labels = pieces[label]
-        if not 0 < len(labels) <= max_length - 2:
-            raise ValueError(f"the object {label!r} takes {len(labels)} pieces; there is room for 1 to {max_length - 2}")
-        first = len(before)
-        ids = before + [tokenizer.mask_token_id] * len(labels) + after
-        window = _window(len(ids), first, first + len(labels) - 1, max_length - 2)
-        ids = [tokenizer.cls_token_id, *ids[window], tokenizer.sep_token_id]
-        start = first - window.start + 1
-        encoded.append(EncodedEvidence(ids, list(range(start, start + len(labels))), labels))
-    return encoded
-
-# %% ../nbs/10_masked_lm.ipynb #masked-batch
-@dataclass(frozen=True)
-class MaskedBatch:
-    "Padded sentences and the slots in them; B sentences of N tokens, K slots."
-    input_ids: torch.Tensor  # (B, N), int64
-    attention_mask: torch.Tensor | None  # (B, 1, 1, N), bool, True where there is a token; None: no padding
-    rows: torch.Tensor  # (K,), the sentence of each slot
-    columns: torch.Tensor  # (K,), the position of each slot
-    labels: torch.Tensor  # (K,), the piece that belongs there
-
-
-def make_batch(
-    encoded: Sequence[EncodedEvidence],
-    pad_token_id: int,
-    device: torch.device | str = "cpu",
-) -> MaskedBatch:
-    "Pad to the longest sentence and gather the slots."
-    lengths = torch.tensor([len(one.input_ids) for one in encoded])
-    longest = int(lengths.max())
-    ids = torch.tensor([one.input_ids + [pad_token_id] * (longest - len(one.input_ids)) for one in encoded])
-    present = torch.arange(longest)[None, :] < lengths[:, None]
-    mask = None if bool(present.all()) else present[:, None, None, :].to(device)
-    rows = torch.tensor([row for row, one in enumerate(encoded) for _ in one.slots])
-    columns = torch.tensor([slot for one in encoded for slot in one.slots])
-    labels = torch.tensor([label for one in encoded for label in one.labels])
-    return MaskedBatch(ids.to(device), mask, rows.to(device), columns.to(device), labels.to(device))
-
-
-def bucket_by_length(
-    lengths: Sequence[int],  # tokens of each sentence
-    batch_size: int,
-) -> Iterator[list[int]]:  # positions, at most batch_size at a time; every position once
-    "Group sentences of similar length."
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+__all__ = ['ARCHITECTURES', 'SYNTHETIC', 'Architecture', 'MaskedLM', 'predict_pieces', 'in_mode', 'load_masked_lm',
+           'save_masked_lm', 'hash_weights', 'copy_with_own']
 
 # %% ../nbs/10_masked_lm.ipynb #architecture
 @dataclass(frozen=True)
@@ -358,24 +280,3 @@ def copy_with_own(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(own is None or name in own)
     return MaskedLM(model, masked_lm.tokenizer)
-
-# %% ../nbs/10_masked_lm.ipynb #keep-answerable
-def keep_answerable(
-    masked_lm: MaskedLM,
-    benchmark: Benchmark,
-    max_pieces: int = 20,  # longest answer
-) -> Benchmark:
-    "Leave out the facts whose object the tokenizer cannot say in `max_pieces` known pieces (Appendix A)."
-    objects = sorted({fact.object for fact in benchmark.facts})
-    pieces = masked_lm.tokenizer(objects, add_special_tokens=False)["input_ids"]
-    unknown = masked_lm.tokenizer.unk_token_id
-    good = {label for label, ids in zip(objects, pieces) if 0 < len(ids) <= max_pieces and unknown not in ids}
-    if len(good) == len(objects):
-        return benchmark
-    return Benchmark(
-        tuple(fact for fact in benchmark.facts if fact.object in good),
-        tuple(one for one in benchmark.train if one.fact.object in good),
-        tuple(one for one in benchmark.test if one.fact.object in good),
-        benchmark.name,
-        benchmark.drawn_from,
-    )

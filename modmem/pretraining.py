@@ -19,11 +19,10 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence
 from .facts import MASK, Evidence
 from .files import DataError, write_atomically
-from modmem.masked_lm import (
-    EncodedEvidence, MaskedBatch, MaskedLM, bucket_by_length, copy_with_own, encode_evidence, hash_weights, in_mode,
-)
+from .masked_lm import MaskedLM, copy_with_own, hash_weights, in_mode
 
 # %% auto #0
 __all__ = ['slot_loss', 'BatchOrder', 'learning_rate_at', 'train_steps', 'PretrainingConfig', 'pretrain', 'reinitialize']

@@ -46,6 +46,17 @@ def _keys(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
     "Join the settings of each row to one text."
     return pd.Series([", ".join(map(_label, row)) for row in frame[list(columns)].itertuples(index=False)], frame.index, dtype=object)
 
+# %% ../nbs/41_report.ipynb #sort
+def _sort(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    "Sort by settings and seed, whatever order the rows were finished in; give accuracies, none, to rows that all failed."
+    if rows.empty or ("status" in rows and not (rows["status"] == "done").any()):
+        rows = rows.reindex(columns=list(dict.fromkeys([*rows, *by, *columns])))
+
+    def comparable(column):
+        return column if pd.api.types.is_numeric_dtype(column) else column.map(_label)
+
+    return rows.sort_values([*by, *rows.columns.intersection(["seed"])], key=comparable, kind="stable")
+
 # %% ../nbs/41_report.ipynb #complete
 def _complete(summary: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     "Put the groups in the order expected, with 0 runs where there is none; refuse others."
@@ -64,17 +75,17 @@ _ERRORS = {"se": "standard error", "sd": "standard deviation"}
 
 
 def summarize(
-    rows: pd.DataFrame,  # one a run; a row without an accuracy (failed, not run) does not count
+    rows: pd.DataFrame,  # one a run, in any order; a row without an accuracy (failed, not run) does not count
     by: Sequence[str],  # the settings that tell groups apart
     expected: pd.DataFrame | None = None,  # settings that shall be there, in order: some of the columns `by`
     columns: Sequence[str] = _ACCURACIES,  # what to average
     error: str = "se",  # "se": standard error of the mean; "sd": standard deviation of the runs
-) -> pd.DataFrame:  # a row each group: settings, runs, and the mean and error of each column
+) -> pd.DataFrame:  # a row a group, as expected or else sorted: settings, runs, mean and error of each column
     "Average the runs of each group; a single run has no error."
     if error not in _ERRORS:
         raise ValueError(f"error must be 'se' or 'sd', not {error!r}")
     by, columns = list(by), list(columns)
-    rows = pd.DataFrame(columns=[*by, *columns]) if rows.empty else rows
+    rows = _sort(rows, by, columns)
     if "seed" in rows and (again := rows.duplicated([*by, "seed"])).any():
         raise ValueError(f"two rows have {rows[again][[*by, 'seed']].iloc[0].to_dict()}: what tells them apart is missing in `by`")
     groups = rows.astype(dict.fromkeys(columns, float)).groupby(by, sort=False, dropna=False, observed=True)[columns]
@@ -167,7 +178,7 @@ _SHAPES = (
 _STYLE = {
     "font.size": 7.5, "axes.labelsize": 7.5, "axes.titlesize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "legend.frameon": False, "legend.columnspacing": 1.2, "legend.handlelength": 1.5, "legend.title_fontsize": 7,
+    "legend.frameon": False, "legend.columnspacing": 1.0, "legend.handlelength": 1.2, "legend.handletextpad": 0.5, "legend.title_fontsize": 7,
     "figure.dpi": 80, "savefig.dpi": 300, "svg.hashsalt": "modmem",
 }
 
@@ -198,7 +209,8 @@ def _draw_group(axes: Axes, group: pd.DataFrame, x: str) -> None:
         axes.errorbar(places[real], means[real], errors[real], fmt="none", ecolor="0.15", elinewidth=0.8, capsize=1.5)
     for place in np.flatnonzero(group["modified_accuracy"].isna()):
         axes.text(place, 3, "not run", rotation=90, ha="center", va="bottom", color="0.4", fontsize=7)
-    axes.set(xticks=range(len(group)), xticklabels=[_label(value) for value in group[x]], xlim=(-0.6, len(group) - 0.4), ylim=(0, 100))
+    axes.set(xticks=range(len(group)), xticklabels=[_label(value) for value in group[x]], xlim=(-0.6, len(group) - 0.4))
+    axes.set(yticks=range(0, 101, 20), ylim=(0, 100))
     axes.tick_params(axis="x", length=0)
 
 # %% ../nbs/41_report.ipynb #draw-bars
@@ -293,7 +305,7 @@ def draw_tradeoff(
         ]
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
         axes.set(xlabel="unmodified facts, A$_{F\\backslash S}$ (%)", ylabel="modified facts, A$_M$ (%)")
-        figure.legend(handles=handles, title=curve_label, loc="outside upper center", ncols=min(len(handles), 3))
+        figure.legend(handles=handles, title=curve_label, loc="outside upper center", ncols=math.ceil(len(handles) / math.ceil(len(handles) / 3)))
         figure.legend(handles=keys, loc="outside lower center", ncols=2)
     plt.close(figure)
     return figure

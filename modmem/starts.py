@@ -22,7 +22,8 @@ from .editor import hash_weights
 from .facts import Benchmark
 from .files import DataError, write_atomically
 from .finetuning import FinetuningConfig, finetune
-from .masked_lm import SYNTHETIC, MaskedLM, keep_answerable, load_masked_lm, save_masked_lm
+from .batches import keep_answerable
+from .masked_lm import SYNTHETIC, MaskedLM, load_masked_lm, save_masked_lm
 from .modification import answered_facts
 from .pretraining import PretrainingConfig, reinitialize
 from .synthetic import WorldRecipe, build_world_model
@@ -126,7 +127,7 @@ RECIPES = {  # name of a world's model -> how it is made
     "albert": WorldRecipe(family="albert"),
     "tiny": WorldRecipe(
         num_blocks=2, hidden_size=32, intermediate_size=64, num_heads=2, num_sentences=2000, num_background=16, num_subjects=24,
-        pretraining=PretrainingConfig(steps=60, batch_size=32, learning_rate=4e-3, dropout=0.0),
+        pretraining=PretrainingConfig(steps=400, batch_size=32, learning_rate=6e-3, dropout=0.0),
     ),
 }
 
@@ -222,6 +223,7 @@ def load_pretrained(
     folder = places.cache / start.key
     unfinished = places.cache / f"{start.key}.unfinished.safetensors"
     _make_once(folder, start.settings, lambda: (build_world_model(recipe, unfinished), {}))
+    unfinished.unlink(missing_ok=True)
     return load_masked_lm(folder, places.device)
 
 
@@ -232,7 +234,7 @@ def load_benchmark(
     places: Places,
 ) -> tuple[Benchmark, str]:  # the benchmark, and the hash of its content
     "Load a benchmark as a model can use it."
-    benchmark = keep_answerable(load_pretrained(model, places), _load_data(data, places))
+    benchmark = keep_answerable(load_pretrained(model, places).tokenizer, _load_data(data, places))
     return benchmark, _hash_benchmark(benchmark)
 
 # %% ../nbs/27_starts.ipynb #find-start

@@ -299,26 +299,35 @@ def _versions(places: Places) -> dict[str, str]:
     }
 
 
+@contextlib.contextmanager
+def _quietly(threads: int) -> Iterator[None]:
+    "Compute with so many torch threads, one thing at a time in a process, and without the bars of training."
+    before = torch.get_num_threads()
+    with _ONE_AT_A_TIME, contextlib.redirect_stderr(io.StringIO()):
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
 def _settle(run: Run, places: Places) -> dict:
     "Compute a row, or say why that failed."
-    began, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(places.threads)
-    row, status = run.settings, {"status": "done", "error": ""}
+    began, row, status = time.perf_counter(), run.settings, {"status": "done", "error": ""}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the bars of training
+        with _quietly(places.threads):
             row = compute_row(run, places)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         status = {"status": "failed", "error": " ".join(message.split())}
-    finally:
-        torch.set_num_threads(threads)
-    return {"key": run.key, **row, **status, "seconds": round(time.perf_counter() - began, 3), **_versions(places)}
+    seconds = round(time.perf_counter() - began, 3)
+    return {"key": run.key, "warning": "", **row, **status, "seconds": seconds, **_versions(places)}
 
 
 def _attempt(run: Run, store: Path, places: Places, wait: bool) -> str:
     "Compute a row unless it is there by now, and write it; its status, or 'busy' if another process is at it."
-    with _ONE_AT_A_TIME, exclusively(store / "locks" / run.key, wait) as ours:
+    with exclusively(store / "locks" / run.key, wait) as ours:
         if not ours:
             return "busy"
         row = _read_row(store, run.key)
@@ -350,38 +359,46 @@ def _read_row(store: Path, key: str) -> dict | None:
         raise DataError("expected a row of a sweep, with its key and status", path)
     return {name: float(value) if value in _NOT_FINITE else value for name, value in row.items()}
 
-# %% ../nbs/40_sweep.ipynb #load-results
-def _tidy(table: pd.DataFrame) -> pd.DataFrame:
-    "Order the columns; a text that is missing is empty."
-    first = ["key", *(one.name for one in fields(Run))]
-    last = [name for name in table.columns if name in ("status", "error", "warning", "seconds", "device") or name.endswith(("_hash", "_version"))]
-    middle = sorted(set(table.columns) - set(first) - set(last))
-    table = table[[name for name in first if name in table.columns] + middle + sorted(last)]
-    return table.fillna({name: "" for name in table.columns if _is_text(name)})
-
-
+# %% ../nbs/40_sweep.ipynb #tidy
 def _is_text(name: str) -> bool:
+    "Whether a column holds text."
     text = {one.name for one in fields(Run) if "str" in one.type}
     return name in text | {"key", "status", "error", "warning", "device"} or name.endswith(("_hash", "_version"))
 
 
+def _tidy(table: pd.DataFrame) -> pd.DataFrame:
+    "Order rows and columns and give each the type that goes with its name; missing text is empty."
+    table = table.sort_values(["key", "status"], kind="stable").drop_duplicates("key", ignore_index=True)  # "done" before "failed"
+    settings = [one.name for one in fields(Run)]
+    last = {name for name in table.columns if _is_text(name) and name not in settings and name != "key"} | {"seconds"}
+    middle = sorted(set(table.columns) - set(settings) - last - {"key"})
+    order = [name for name in ("key", *settings, *middle, *sorted(last)) if name in table.columns]
+    whole = {one.name for one in fields(Run) if one.type.startswith("int")} | {"num_weights"}
+    numbers = table[[name for name in order if not _is_text(name)]].astype(float)
+    counts = numbers[[name for name in numbers if name in whole]]
+    counts = counts.astype({name: "Int64" if counts[name].isna().any() else "int64" for name in counts})
+    text = table[[name for name in order if _is_text(name)]].fillna("")
+    return pd.concat([text, numbers.drop(columns=counts.columns), counts], axis=1)[order]
+
+# %% ../nbs/40_sweep.ipynb #load-results
 def load_results(
     store: str | Path | None = None,  # folder of a sweep
     rows: str | Path | None = None,  # csv with rows, saved from such a table
+    keys: Iterable[str] | None = None,  # of the rows to load; None: all
 ) -> pd.DataFrame:  # a row a run, by key
     "Load the rows of a store, of a csv, or of both; a finished row goes before a failed one."
-    tables = [pd.DataFrame({"key": [], "status": []}, dtype=str)]
+    tables, wanted = [], None if keys is None else set(keys)
     if rows is not None:
         names = pd.read_csv(rows, nrows=0).columns
         if not {"key", "status"} <= set(names):
             raise DataError("expected rows of a sweep, with columns 'key' and 'status'", rows)
-        tables.append(pd.read_csv(rows, dtype={name: str for name in names if _is_text(name)}, float_precision="round_trip"))
+        tables.append(pd.read_csv(rows, dtype=str).fillna({"error": "", "warning": ""}))  # numbers below, exactly
     if store is not None:
-        keys = sorted(path.stem for path in Path(store).glob("*.json") if not path.name.startswith("."))
-        tables.append(pd.DataFrame([_read_row(Path(store), key) for key in keys]))
-    table = pd.concat([one for one in tables if len(one)] or tables[:1], ignore_index=True)
-    table = table.sort_values(["key", "status"], kind="stable").drop_duplicates("key", ignore_index=True)  # "done" sorts before "failed"
-    return _tidy(table)
+        found = {path.stem for path in Path(store).glob("*.json") if not path.name.startswith(".")}
+        tables.append(pd.DataFrame([_read_row(Path(store), key) for key in sorted(found if wanted is None else found & wanted)]))
+    tables = [one if wanted is None else one[one["key"].isin(wanted)] for one in tables if len(one)]
+    tables = [one.dropna(axis=1, how="all") for one in tables if len(one)]
+    return _tidy(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame({"key": [], "status": []}, dtype=str)
 
 # %% ../nbs/40_sweep.ipynb #local-engine
 def _with_item(task: Callable, item: Any) -> tuple:
@@ -392,7 +409,7 @@ def _in_processes(task: Callable, items: Iterable, jobs: int) -> Iterator[tuple]
     "Results as they get ready; the items are fetched as processes get free."
     with joblib.parallel_config("loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
-        yield from pool(joblib.delayed(_with_item)(task, item) for item in items)
+    yield from pool(joblib.delayed(_with_item)(task, item) for item in items)
 
 
 def _locally(task: Callable, items: Sequence, jobs: int, scheduler: str | None) -> Iterator[tuple]:
@@ -411,7 +428,7 @@ def _locally(task: Callable, items: Sequence, jobs: int, scheduler: str | None) 
             for item in [one for one in started if one in waiting]:
                 waiting.remove(item)
                 try:
-                    yield next(_in_processes(task, [item], 2))
+                    yield from _in_processes(task, [item], jobs)
                 except BrokenProcessPool:
                     yield item, None
 
@@ -424,6 +441,8 @@ def _on_dask(task: Callable, items: Sequence, jobs: int, scheduler: str | None) 
         raise ValueError("engine='dask' needs two more packages: pip install 'modmem[cluster]'") from None
     if scheduler is None:
         raise ValueError("engine='dask' needs the address of a scheduler, such as 'tcp://127.0.0.1:8786'")
+    if not items:
+        return
     with Client(scheduler, set_as_default=False) as client:
         futures = {client.submit(task, item, pure=False): item for item in items}
         for future in as_completed(futures):
@@ -433,19 +452,19 @@ def _on_dask(task: Callable, items: Sequence, jobs: int, scheduler: str | None) 
 _ENGINES = {"local": _locally, "dask": _on_dask}
 
 # %% ../nbs/40_sweep.ipynb #make-starts
-def _make_start(run: Run, places: Places) -> None:
-    "Make what a run starts from; what fails here will fail in its rows, and be recorded there."
-    with _ONE_AT_A_TIME, contextlib.suppress(Exception), contextlib.redirect_stderr(io.StringIO()):
-        torch.set_num_threads(places.threads)
-        find_start(run.starting_point, places)
+def _make_start(start: Start, places: Places) -> None:
+    "Make a starting point; what fails here will fail in its rows, and be recorded there."
+    with contextlib.suppress(Exception), _quietly(places.threads):
+        find_start(start, places)
 
 
 def _bury(run: Run, store: Path, places: Places) -> str:
-    "Record a row whose process died, unless it was finished."
-    if _read_row(store, run.key) is None or _read_row(store, run.key)["status"] != "done":
-        status = {"status": "failed", "error": "the process that computed it died", "seconds": 0.0}
-        _write_row(store, {"key": run.key, **run.settings, **status, **_versions(places)})
-    return _read_row(store, run.key)["status"]
+    "Record a row whose process died, unless it was finished before; its status."
+    row = _read_row(store, run.key)
+    if row is None or row["status"] != "done":
+        row = {"key": run.key, **run.settings, "status": "failed", "error": "the process that computed it died", "warning": "", **_versions(places)}
+        _write_row(store, row)
+    return row["status"]
 
 
 def _order(run: Run) -> tuple:
@@ -468,22 +487,22 @@ def run_sweep(
         raise ValueError(f"engine must be one of {', '.join(_ENGINES)}, not {engine!r}")
     runs, store = {run.key: run for run in runs}, Path(store).absolute()
     places = Places(store / "cache") if places is None else places
-    known = load_results(store, rows)
+    known = load_results(store, rows, runs)
     finished = set(known.loc[known["status"] == "done", "key"])
     missing = sorted((run for key, run in runs.items() if key not in finished), key=_order)
     execute = partial(_ENGINES[engine], jobs=jobs, scheduler=scheduler)
     with _Progress(len(runs), len(runs) - len(missing), progress) as bar:
-        starts = {run.starting_point: run for run in missing}
-        for number, _ in enumerate(execute(partial(_make_start, places=places), list(starts.values()))):
-            bar.say(f"starting point {number + 1} of {len(starts)}")
+        starts = list(dict.fromkeys(run.starting_point for run in missing))
+        bar.say(f"first {len(starts)} starting points")
+        _ = list(execute(partial(_make_start, places=places), starts))
         for wait in (False, True):
             left, missing = missing, []
             for run, status in execute(partial(_attempt, store=store, places=places, wait=wait), left):
                 status = status or _bury(run, store, places)
                 missing += [run] if status == "busy" else []
                 bar.count(status)
-    table = load_results(store, rows).set_index("key", drop=False)
-    return _tidy(table.loc[list(runs)].reset_index(drop=True))
+    table = load_results(store, rows, runs)
+    return table.set_index("key", drop=False).loc[list(runs)].reset_index(drop=True)
 
 # %% ../nbs/40_sweep.ipynb #progress
 class _Progress:
@@ -493,7 +512,6 @@ class _Progress:
         self._done, self._failed, self._total = done, 0, total
         form = "{desc} |{bar:20}| {elapsed} so far, {remaining} to go"
         self._bar = tqdm(total=total, initial=done, disable=None if show is None else not show, bar_format=form)
-        self.count("busy")
 
     def __enter__(self) -> _Progress:
         return self

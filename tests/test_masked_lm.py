@@ -13,8 +13,9 @@ from tiny_models import TINY, WORLD, ask, assert_untouched, same_bits, same_weig
 
 from modmem.facts import MASK, Benchmark
 from modmem.files import DataError
+from modmem.batches import _window, bucket_by_length, encode_evidence, keep_answerable, make_batch
 from modmem.masked_lm import (
-    _window, bucket_by_length, copy_with_own, encode_evidence, in_mode, keep_answerable, load_masked_lm, make_batch, MaskedLM,
+    copy_with_own, in_mode, load_masked_lm, MaskedLM,
     predict_pieces, save_masked_lm,
 )
 
@@ -448,9 +449,9 @@ def test_albert_has_one_block_that_is_applied_many_times():
 
 
 def test_unsayable_facts_are_left_out_with_all_their_evidence(masked_lm):
-    assert keep_answerable(masked_lm, WORLD) is WORLD
+    assert keep_answerable(masked_lm.tokenizer, WORLD) is WORLD
     evidence = [ask(f"ada comes from {MASK} .", answer, number) for number, answer in enumerate(["barton", "\u6771\u4eac", " ".join(["barton"] * 11)])]
     facts = tuple(one.fact for one in evidence)
-    kept = keep_answerable(masked_lm, Benchmark(facts, (*evidence, *evidence), tuple(evidence), "three", "answered"), max_pieces=10)
+    kept = keep_answerable(masked_lm.tokenizer, Benchmark(facts, (*evidence, *evidence), tuple(evidence), "three", "answered"), max_pieces=10)
     assert [fact.object for fact in kept.facts] == ["barton"] and (len(kept.train), len(kept.test)) == (2, 1)
     assert (kept.name, kept.drawn_from) == ("three", "answered")

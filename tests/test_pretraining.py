@@ -12,7 +12,8 @@ from tiny_models import TINY, WORLD, ask, assert_untouched, same_bits, same_weig
 import modmem.pretraining
 from modmem.facts import MASK
 from modmem.files import DataError
-from modmem.masked_lm import EncodedEvidence, MaskedLM, copy_with_own
+from modmem.batches import EncodedEvidence
+from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.pretraining import (
     BatchOrder, PretrainingConfig, _encode_sentences, _mask_pieces, learning_rate_at, pretrain, reinitialize, slot_loss, train_steps,
 )

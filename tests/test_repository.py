@@ -152,15 +152,21 @@ def test_links_lead_somewhere():
     assert not [f"{path.name}: {target}" for path, target in links if not (path.parent / target).exists()]
 
 
-def test_exported_code_imports_only_what_users_install():
-    installed = {Requirement(one).name.lower().replace("_", "-") for one in SETTINGS["requirements"].split()}
-    distributions = packages_distributions()
+def required(kind):
+    "Names of the distributions that a line of settings.ini requires."
+    return {Requirement(one).name.lower().replace("_", "-") for one in SETTINGS[kind].split()}
+
+
+def test_exported_code_imports_only_what_users_install_and_an_extra_inside_functions_only():
+    always, extra, distributions = required("requirements"), required("cluster_requirements"), packages_distributions()
     for path in PACKAGE.glob("*.py"):
-        for name in imported_modules(ast.parse(path.read_text(encoding="utf-8"))):
-            package = name.split(".")[0]
-            if package and package != "modmem" and package not in sys.stdlib_module_names:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+        for node in (one for one in ast.walk(tree) if isinstance(one, (ast.Import, ast.ImportFrom))):
+            for package in {name.split(".")[0] for name in imported_modules(node)} - {"", "modmem", *sys.stdlib_module_names}:
                 provided_by = {one.lower().replace("_", "-") for one in distributions.get(package, ())}
-                assert provided_by & installed, f"{path.name} imports {package}, which settings.ini does not require"
+                allowed = always | extra if node in inside else always
+                assert provided_by & allowed, f"{path.name} imports {package}, which settings.ini does not require"
 
 
 @pytest.mark.parametrize("script", ["import modmem", "from modmem.cli import main; main()"], ids=["import", "help"])
@@ -205,5 +211,5 @@ def test_pins_satisfy_the_floors_and_cover_them():
             if pin.marker is None or pin.marker.evaluate({"python_version": version}):
                 assert pin.name not in pins
                 pins[pin.name] = str(pin.specifier).removeprefix("==")
-        for floor in map(Requirement, f"{SETTINGS['requirements']} {SETTINGS['dev_requirements']}".split()):
+        for floor in map(Requirement, f"{SETTINGS['requirements']} {SETTINGS['cluster_requirements']} {SETTINGS['dev_requirements']}".split()):
             assert floor.specifier.contains(pins[floor.name]), f"{floor} on Python {version}"
