@@ -35,7 +35,7 @@ class ModificationConfig:
     "Settings of an edit (Eq. 3): where, how far, and how trained."
     blocks: int | Sequence[int] | str  # index, list of indices, or "all"
     norm: str = "linf"  # "linf", "l2", "l2_tensor", "l2_tensor_rms"
-    radius: float = math.inf  # delta; inf: no constraint
+    radius: float = None  # delta; has to be given, inf for no constraint
     learning_rate: float = 1e-3
     steps: int | None = None  # optimizer steps; or
     epochs: float | None = None  # passes over D_M; the paper's 10 if neither is given
@@ -135,8 +135,6 @@ def modify_facts(
         parameters=list(base),
         make_optimizer=partial(ProjectedAdam, ball=ball, centers=list(around.values())),
     )
-    if not math.isfinite(losses[-1]):
-        raise ValueError(f"training diverged, its last loss is {losses[-1]}: the learning rate {config.learning_rate:g} is too high")
     if math.isfinite(config.radius) and config.learning_rate * len(losses) < config.radius and config.norm == "linf":
         warnings.warn(
             f"{len(losses)} steps at learning rate {config.learning_rate:g} hardly reach the radius {config.radius:g}: it constrains nothing",

@@ -118,6 +118,8 @@ def train_steps(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rates[step]
             loss = slot_loss(masked_lm, make_batch(step))
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"training diverged: the loss of step {step} is {loss.item()}; lower the learning rate")
             optimizer.zero_grad()
             loss.backward()
             if max_gradient_norm is not None:

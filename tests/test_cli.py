@@ -321,7 +321,7 @@ def test_an_interrupted_edit_leaves_nothing_behind(run, edits, monkeypatch, fail
 
 def test_a_model_that_diverged_is_not_saved(run, edits):
     command = ["edit", "synthetic", edits, "--blocks", "0", "--radius", "inf", "--learning-rate", "1e30", "--steps", "4"]
-    assert "'--learning-rate': training diverged" in one_line(*run(*command, "--output", "edit.safetensors"))
+    assert "training diverged" in one_line(*run(*command, "--output", "edit.safetensors"))
     assert [path.name for path in edits.parent.iterdir()] == ["edits.jsonl"]
 
 

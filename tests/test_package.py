@@ -1,4 +1,5 @@
 """What others install: the built package works in an empty environment, outside the checkout."""
+import json
 import os
 import re
 import shutil
@@ -104,10 +105,14 @@ def test_the_declared_requirements_are_met(run):
 def test_the_installed_command_evaluates_the_shipped_checkpoint(run):
     done = run("modmem", "evaluate", "synthetic", "--synthetic")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\d+\.\d", done.stdout), done.stdout
+    recorded = json.loads((TOP / "modmem" / "data" / "synthetic" / "recipe.json").read_text())["accuracy"]["all"]
+    assert re.search(rf"^accuracy +{recorded:.2f}$", done.stdout, re.M), done.stdout
 
 
 def test_the_installed_command_reproduces(run):
-    done = run("modmem", "reproduce")
+    small = {"num_subjects": "64", "finetuning_steps": "20", "steps": "5", "radii": "[0.01]"}
+    done = run("modmem", "reproduce", *(word for setting in small.items() for word in ("-p", *setting)))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\d+\.\d", done.stdout), done.stdout
+    header, *rows = done.stdout.splitlines()
+    assert header.split() == ["blocks", "constraint", "radius", "A_M", "A_F\\S", "mean"]
+    assert [row.split()[:2] for row in rows] == [[block, kind] for block in ("0", "3", "all") for kind in ("L-infinity", "none")]
