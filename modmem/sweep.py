@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from .projection import make_ball
 from .starts import Data, Places, Start, exclusively, find_answered, find_start, hash_settings, load_benchmark
 
 # %% auto #0
-__all__ = ['HELDOUT_SHARE', 'METHOD_VERSION', 'METHODS', 'is_heldout', 'Run', 'expand_grid', 'shard', 'compute_row',
+__all__ = ['HELDOUT_SHARE', 'METHODS', 'METHOD_VERSION', 'is_heldout', 'Run', 'expand_grid', 'shard', 'compute_row',
            'load_results', 'run_sweep']
 
 # %% ../nbs/40_sweep.ipynb #is-heldout
@@ -53,6 +53,32 @@ def is_heldout(
     "Tell whether a fact is held out for choosing settings."
     return int.from_bytes(hashlib.sha256(f"held out {fact_id}".encode()).digest()[:4], "big") < HELDOUT_SHARE * 2**32
 
+# %% ../nbs/40_sweep.ipynb #methods
+def _edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, run: Run) -> tuple[MaskedLM, dict]:
+    "FTM or FTA (Eq. 3)."
+    edit = modify_facts(masked_lm, modified, run.make_config(len(modified.modified_train)))
+    edited = copy_with_own(masked_lm, list(edit.bits))
+    edit.apply(edited)
+    return edited, edit.record["outcome"]
+
+
+def _uniform(masked_lm: MaskedLM, modified: ModifiedBenchmark, run: Run) -> tuple[MaskedLM, dict]:
+    "The steps of an edit, on uniform samples of F'."
+    config = run.make_config(len(modified.modified_train))
+    evidence = modified.modified_train + modified.unmodified_train
+    names, optimizer = list(select_parameters(masked_lm, run.blocks)), partial(ProjectedAdam, ball=make_ball(run.norm, run.radius))
+    edited, losses = finetune(masked_lm, evidence, config.finetuning, parameters=names, make_optimizer=optimizer)
+    return edited, {"steps": len(losses), "final_loss": losses[-1]}
+
+
+def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, run: Run) -> tuple[MaskedLM, dict]:
+    "FT on F'."
+    edited, losses = finetune(masked_lm, modified.modified_train + modified.unmodified_train, run.finetuning)
+    return edited, {"steps": len(losses), "final_loss": losses[-1]}
+
+
+METHODS = {"edit": _edit, "uniform": _uniform, "retrain": _retrain}
+
 # %% ../nbs/40_sweep.ipynb #check-run
 METHOD_VERSION = 1  # raised when a change of ours makes other rows from the same settings
 _CHOICES = {
@@ -60,9 +86,9 @@ _CHOICES = {
     "drawn_from": ("answered", "all", None),
     "object_frequency": ("relation", "global"),
     "start": ("RI", "pretrained", "FT"),
-    "method": ("edit", "uniform", "retrain"),
+    "method": tuple(METHODS),
 }
-_WHOLE = {"num_subjects": 1, "max_evidences": 1, "num_modified": 1, "min_steps": 1, "seed": 0}  # and their least values
+_WHOLE = {"num_subjects": 1, "max_evidences": 1, "num_modified": 1, "min_steps": 1, "steps": 1, "seed": 0}  # and their least values
 
 
 def _check(run: Run) -> None:
@@ -163,11 +189,12 @@ class Run:
 
     def make_config(self, num_evidences: int) -> ModificationConfig:
         "The settings of the edit, for so many training evidences of modified facts."
-        steps = self.steps or max(self.min_steps, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
-        return ModificationConfig(
-            self.blocks, self.norm, self.radius, self.learning_rate, steps, None, self.batch_size, self.unmodified_per_modified,
+        config = ModificationConfig(
+            self.blocks, self.norm, self.radius, self.learning_rate, None, self.epochs, self.batch_size, self.unmodified_per_modified,
             self.warmup, self.schedule, self.dropout, self.seed,
         )
+        steps = self.steps or max(self.min_steps, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
+        return replace(config, steps=steps, epochs=None)
 
 # %% ../nbs/40_sweep.ipynb #expand-grid
 def expand_grid(
@@ -192,32 +219,6 @@ def shard(
     if not 0 <= index < count:
         raise ValueError(f"a shard must be one of 0 to {count - 1} of {count}, not {index!r}")
     return list(runs)[index::count]
-
-# %% ../nbs/40_sweep.ipynb #methods
-def _edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, run: Run) -> tuple[MaskedLM, dict]:
-    "FTM or FTA (Eq. 3)."
-    edit = modify_facts(masked_lm, modified, run.make_config(len(modified.modified_train)))
-    edited = copy_with_own(masked_lm, list(edit.bits))
-    edit.apply(edited)
-    return edited, edit.record["outcome"]
-
-
-def _uniform(masked_lm: MaskedLM, modified: ModifiedBenchmark, run: Run) -> tuple[MaskedLM, dict]:
-    "The steps of an edit, on uniform samples of F'."
-    config = run.make_config(len(modified.modified_train))
-    evidence = modified.modified_train + modified.unmodified_train
-    names, optimizer = list(select_parameters(masked_lm, run.blocks)), partial(ProjectedAdam, ball=make_ball(run.norm, run.radius))
-    edited, losses = finetune(masked_lm, evidence, config.finetuning, parameters=names, make_optimizer=optimizer)
-    return edited, {"steps": len(losses), "final_loss": losses[-1]}
-
-
-def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, run: Run) -> tuple[MaskedLM, dict]:
-    "FT on F'."
-    edited, losses = finetune(masked_lm, modified.modified_train + modified.unmodified_train, run.finetuning)
-    return edited, {"steps": len(losses), "final_loss": losses[-1]}
-
-
-METHODS = {"edit": _edit, "uniform": _uniform, "retrain": _retrain}
 
 # %% ../nbs/40_sweep.ipynb #draw
 @lru_cache(maxsize=2)
@@ -401,21 +402,21 @@ def load_results(
     return _tidy(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame({"key": [], "status": []}, dtype=str)
 
 # %% ../nbs/40_sweep.ipynb #local-engine
-def _with_item(task: Callable, item: Any) -> tuple:
-    return item, task(item)
-
-
 def _in_processes(task: Callable, items: Iterable, jobs: int) -> Iterator[tuple]:
-    "Results as they get ready; the items are fetched as processes get free."
+    "Items with their results, as they get ready; the items are fetched as processes get free."
+
+    def with_item(item: Any) -> tuple:
+        return item, task(item)
+
     with joblib.parallel_config("loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
-    yield from pool(joblib.delayed(_with_item)(task, item) for item in items)
+    yield from pool(joblib.delayed(with_item)(item) for item in items)
 
 
 def _locally(task: Callable, items: Sequence, jobs: int, scheduler: str | None) -> Iterator[tuple]:
     "Run tasks in this process, or in several of this machine."
     if jobs == 1:
-        yield from (_with_item(task, item) for item in items)
+        yield from ((item, task(item)) for item in items)
         return
     waiting = list(items)
     while waiting:
@@ -436,17 +437,18 @@ def _locally(task: Callable, items: Sequence, jobs: int, scheduler: str | None) 
 def _on_dask(task: Callable, items: Sequence, jobs: int, scheduler: str | None) -> Iterator[tuple]:
     "Run tasks on the workers of a Dask scheduler."
     try:
-        from distributed import Client, as_completed
+        from distributed import Client, KilledWorker, as_completed
     except ModuleNotFoundError:
         raise ValueError("engine='dask' needs two more packages: pip install 'modmem[cluster]'") from None
     if scheduler is None:
         raise ValueError("engine='dask' needs the address of a scheduler, such as 'tcp://127.0.0.1:8786'")
     if not items:
         return
-    with Client(scheduler, set_as_default=False) as client:
+    with Client(scheduler) as client:
         futures = {client.submit(task, item, pure=False): item for item in items}
         for future in as_completed(futures):
-            yield futures[future], None if future.exception() else future.result()
+            died = isinstance(future.exception(), KilledWorker)
+            yield futures[future], None if died else future.result()
 
 
 _ENGINES = {"local": _locally, "dask": _on_dask}
@@ -485,6 +487,8 @@ def run_sweep(
     "Compute the rows that are missing and return all of them; call it again to go on after a kill."
     if engine not in _ENGINES:
         raise ValueError(f"engine must be one of {', '.join(_ENGINES)}, not {engine!r}")
+    if jobs < 1:
+        raise ValueError(f"jobs must be a whole number from 1, not {jobs!r}")
     runs, store = {run.key: run for run in runs}, Path(store).absolute()
     places = Places(store / "cache") if places is None else places
     known = load_results(store, rows, runs)

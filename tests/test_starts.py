@@ -1,0 +1,259 @@
+"""Starting points by recipe: the same settings find the same model, made once, whoever asks."""
+import json
+import math
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from tiny_models import same_weights, tiny_bert
+
+from modmem import starts
+from modmem.editor import hash_weights
+from modmem.facts import Benchmark
+from modmem.files import DataError
+from modmem.finetuning import FinetuningConfig
+from modmem.masked_lm import SYNTHETIC, save_masked_lm
+from modmem.pretraining import reinitialize
+from modmem.starts import RECIPES, Data, Places, Start, exclusively, find_answered, find_start, hash_settings, load_benchmark, load_pretrained
+
+DATA = Data(num_subjects=6)
+TRAINING = FinetuningConfig(steps=2, batch_size=16)
+FT = Start("mine", "FT", DATA, TRAINING)
+
+
+def forget():
+    "What a new process knows."
+    for cached in (load_pretrained, load_benchmark, find_start, find_answered):
+        cached.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    save_masked_lm(tiny_bert(seed=1), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def places(tmp_path, mine):
+    forget()
+    yield Places(tmp_path, models={"mine": mine})
+    forget()
+
+
+@pytest.fixture
+def count(monkeypatch):
+    "Count the calls of a function of the module."
+
+    def spy(name):
+        calls, original = [], getattr(starts, name)
+        monkeypatch.setattr(starts, name, lambda *args, **options: calls.append(args) or original(*args, **options))
+        return calls
+
+    return spy
+
+
+# keys
+
+
+def test_equal_settings_have_one_key_however_they_are_written():
+    key = hash_settings({"radius": 1, "blocks": [0, 3], "model": {"steps": 2}})
+    assert key == hash_settings({"model": {"steps": 2.0}, "blocks": (0, 3), "radius": 1.0}) == "776931ac0351ca23"
+    others = [{"radius": math.inf}, {"radius": "1"}, {"blocks": [3, 0]}, {"model": {"steps": 3}}, {"more": None}]
+    assert len({key, *(hash_settings({"radius": 1, "blocks": [0, 3], "model": {"steps": 2}} | other) for other in others)}) == 6
+
+
+def test_a_start_is_keyed_by_recipe_data_and_training(monkeypatch):
+    keys = {
+        start.key: start
+        for start in (
+            FT, Start("mine", "RI"), Start("mine", "pretrained"), Start("base", "pretrained"), Start("large", "pretrained"),
+            replace(FT, model="base"), replace(FT, data=Data(num_subjects=7)), replace(FT, data=Data("world-questions", num_subjects=6)),
+            replace(FT, finetuning=replace(TRAINING, steps=3)), replace(FT, finetuning=replace(TRAINING, learning_rate=2e-3)),
+            replace(FT, data=Data("trex")), replace(FT, data=Data("trex", relations=("P19",))), replace(FT, data=Data("trex", max_evidences=3)),
+        )
+    }
+    assert len(keys) == 13
+    before = Start("base", "pretrained").key
+    monkeypatch.setitem(RECIPES, "alias", RECIPES["base"])
+    assert Start("alias", "pretrained").key == before
+    monkeypatch.setitem(RECIPES, "base", replace(RECIPES["base"], initial_std=0.02))
+    assert Start("base", "pretrained").key != before
+
+
+def test_settings_without_effect_on_the_data_do_not_count():
+    assert Data("zsre", num_subjects=3, relations=("P19",)).settings == Data("zsre").settings == {"benchmark": "zsre"}
+    assert Data("world", relations=("P19",)).settings == Data("world").settings
+
+
+@pytest.mark.parametrize("bad", [{"kind": "ft"}, {"kind": "RI"}, {"data": None}, {"finetuning": None}])
+def test_a_start_that_cannot_be_made_is_refused(bad):
+    with pytest.raises(ValueError, match="'ft'|FT needs data and finetuning"):
+        replace(FT, **bad)
+
+
+def test_an_unknown_benchmark_and_one_without_a_place_are_named(places):
+    with pytest.raises(ValueError, match="'squad'"):
+        Data("squad")
+    with pytest.raises(ValueError, match=r"'zsre' has no place: Places\(zsre="):
+        load_benchmark(Data("zsre"), "mine", places)
+
+
+# found or made
+
+
+def test_ft_is_made_once_and_found_by_the_next_process(places, count):
+    trained = count("finetune")
+    first, hashes = find_start(FT, places)
+    forget()
+    second, again = find_start(FT, places)
+    assert len(trained) == 1 and hashes == again and same_weights(first, second) and first is not second
+    record = json.loads((places.cache / FT.key / "start.json").read_text())
+    assert record["weights"] == hashes["start_hash"] == hash_weights(second) != hashes["pretrained_hash"] == record["pretrained_hash"]
+    assert record["settings"] == json.loads(json.dumps(FT.settings))
+    find_start(replace(FT, finetuning=replace(TRAINING, seed=1)), places)
+    assert len(trained) == 2
+
+
+def test_pretrained_is_the_model_as_it_is_and_ri_has_its_shape_only(places, mine):
+    pretrained, hashes = find_start(Start("mine", "pretrained"), places)
+    assert hashes["start_hash"] == hashes["pretrained_hash"] == hash_weights(pretrained) == hash_weights(tiny_bert(seed=1))
+    random, hashes = find_start(Start("mine", "RI"), places)
+    assert same_weights(random, reinitialize(pretrained)) and hashes["start_hash"] != hashes["pretrained_hash"]
+    assert not any(places.cache.iterdir())
+
+
+def test_a_process_loads_a_model_once(places):
+    assert find_start(FT, places)[0] is find_start(FT, places)[0]
+
+
+def test_a_checkpoint_from_other_data_is_refused(places, monkeypatch):
+    find_start(FT, places)
+    forget()
+    whole = starts._load_data(DATA, places)
+    monkeypatch.setattr(starts, "_load_data", lambda data, places: Benchmark(whole.facts, whole.train[1:], whole.test))
+    with pytest.raises(DataError, match=f"{FT.key}: was made from other data"):
+        find_start(FT, places)
+
+
+def test_ft_that_diverges_is_an_error_and_is_not_kept(places, monkeypatch):
+    real = starts.finetune
+    monkeypatch.setattr(starts, "finetune", lambda masked_lm, evidence, config: real(masked_lm, evidence, replace(config, learning_rate=1e30)))
+    with pytest.raises(FloatingPointError, match="diverged"):
+        find_start(FT, places)
+    assert not any(places.cache.iterdir())
+
+
+def test_the_shipped_model_is_used_for_its_own_recipe_only(places, monkeypatch):
+    recipe = json.loads((SYNTHETIC / "recipe.json").read_text())
+    assert hash_weights(load_pretrained("base", places)) == recipe["weights"]
+    forget()
+    built = []
+    monkeypatch.setattr(starts, "build_world_model", lambda recipe, checkpoint: built.append(recipe) or tiny_bert())
+    other = replace(RECIPES["base"], world_seed=1)
+    monkeypatch.setitem(RECIPES, "base", other)
+    assert hash_weights(load_pretrained("base", places)) == hash_weights(tiny_bert()) and built == [other]
+
+
+def test_a_worlds_model_is_built_once_and_goes_on_after_an_interruption(places, monkeypatch):
+    calls = []
+
+    def build(recipe, checkpoint):
+        calls.append(checkpoint.exists())
+        checkpoint.write_text("state")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return tiny_bert()
+
+    monkeypatch.setattr(starts, "build_world_model", build)
+    with pytest.raises(KeyboardInterrupt):
+        load_pretrained("large", places)
+    load_pretrained("large", places)
+    forget()
+    load_pretrained("large", places)
+    assert calls == [False, True]
+    assert [path.name for path in places.cache.iterdir()] == [Start("large", "pretrained").key]
+
+
+def test_what_the_pretrained_model_answers_is_asked_once_for_a_model_and_its_data(places, count):
+    asked = count("answered_facts")
+    answered = find_answered(DATA, "mine", places)
+    find_start.cache_clear(), find_answered.cache_clear()
+    assert find_answered(DATA, "mine", places) == answered and len(asked) == 1
+    benchmark, _ = load_benchmark(DATA, "mine", places)
+    right = dict(zip((one.fact.id for one in benchmark.test), load_pretrained("mine", places).answers(benchmark.test)))
+    assert answered == {fact_id for fact_id, answer in right.items() if answer}
+    find_answered(Data(num_subjects=5), "mine", places)
+    assert len(asked) == 2
+
+
+# two at once
+
+
+def test_the_lock_is_one_processes_and_ends_with_it(tmp_path):
+    path = tmp_path / "locks" / "one"
+    path.parent.mkdir()
+    code = "import fcntl, sys, time; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with exclusively(path, wait=False) as ours:
+            assert not ours
+        threading.Timer(0.2, other.kill).start()
+        with exclusively(path) as ours:
+            assert ours and other.wait() == -9
+    finally:
+        other.kill()
+    assert not path.exists()
+
+
+def test_nobody_shares_a_lock_while_its_file_comes_and_goes(tmp_path):
+    inside, most = [], []
+
+    def hold():
+        for _ in range(50):
+            with exclusively(tmp_path / "lock"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0002)
+                inside.pop()
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    _ = [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert len(most) == 200 and max(most) == 1
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_that_need_one_model_get_one(tmp_path, monkeypatch, locks):
+    if not locks:
+        monkeypatch.setattr(starts, "fcntl", None)
+    made, both, model = [], threading.Barrier(2), tiny_bert()
+
+    def make():
+        made.append(1)
+        if locks:
+            time.sleep(0.1)
+        else:
+            both.wait(5)
+        return model, {}
+
+    records = []
+    threads = [threading.Thread(target=lambda: records.append(starts._make_once(tmp_path / "model", {"a": 1}, make))) for _ in range(2)]
+    _ = [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert len(made) == (1 if locks else 2)
+    assert records == 2 * [{"settings": {"a": 1}, "weights": hash_weights(model)}]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_that_could_not_be_saved_leaves_nothing(tmp_path, monkeypatch):
+    def fail(masked_lm, directory):
+        directory.mkdir()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(starts, "save_masked_lm", fail)
+    with pytest.raises(OSError, match="disk full"):
+        starts._make_once(tmp_path / "model", {}, lambda: (tiny_bert(), {}))
+    assert not any(tmp_path.iterdir())
