@@ -267,8 +267,8 @@ def _draw_curve(axes: Axes, group: pd.DataFrame, color: str, marker: str, line: 
     axes.add_patch(PathPatch(_sweep(means, errors), facecolor=color, alpha=0.2, linewidth=0))
     axes.plot(*means.T, color=color, linestyle=line, linewidth=1)
     bounded = np.isfinite(group["radius"].to_numpy(float))
-    axes.scatter(*means[bounded].T, s=4 + 22 * np.linspace(0, 1, len(group))[bounded] ** 1.5, color=color, marker=marker, zorder=3)
-    axes.scatter(*means[~bounded].T, s=16, color="0.1", marker="x", linewidth=1, zorder=4)
+    axes.scatter(*means[bounded].T, s=4 + 22 * np.linspace(0, 1, len(group))[bounded] ** 1.5, color=color, marker=marker, zorder=3, clip_on=False)
+    axes.scatter(*means[~bounded].T, s=16, color="0.1", marker="x", linewidth=1, zorder=4, clip_on=False)
 
 
 def _draw_equal_means(axes: Axes) -> None:

@@ -45,7 +45,7 @@ def choose_radius(
     by: list[str],  # the columns that tell apart what is compared, such as ["blocks", "norm"]
 ) -> pd.DataFrame:  # the rows with the chosen radius of each group
     "Choose the radius with the best mean of A_M and A_F\\S in each group (Section 4.2)."
-    means = rows.groupby([*by, "radius"], sort=False)["average_accuracy"].mean()
+    means = rows.groupby([*by, "radius"], sort=False)["average_accuracy"].mean().dropna()  # a row that failed has none
     best = means.groupby(by, sort=False).idxmax()
     chosen = rows.set_index([*by, "radius"]).index.isin(best)
     return rows[chosen]

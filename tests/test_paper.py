@@ -1,0 +1,187 @@
+"""Every paper notebook, run through papermill on a world of two dozen people: its rows, its files, and what they say."""
+import json
+import math
+import re
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+
+from modmem.sweep import load_results
+
+PAPER = Path(__file__).parents[1] / "nbs" / "paper"
+TINY = {
+    "benchmark": "world-questions", "num_subjects": 24, "model": "tiny", "finetuning_steps": 60, "finetuning_batch_size": 32,
+    "finetuning_learning_rate": 0.01, "learning_rate": 0.03, "batch_size": 8, "epochs": 0.5, "min_steps": 10, "seeds": [0, 1],
+}
+POSITIONS = {"blocks": [0, 1], "positions": ["first", "last"]}
+MEANS = ["modified_accuracy", "unmodified_accuracy", "average_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Where the notebooks work; they share a store."
+    return tmp_path_factory.mktemp("paper")
+
+
+def run(name, folder, **parameters):
+    "Run a notebook as the command does; its csv, its markdown and its record."
+    places = {"output": str(folder / "figures")} | ({} if name == "table_1" else {"store": str(folder / "rows")})
+    papermill.execute_notebook(
+        PAPER / f"{name}.ipynb", folder / f"{name}.ipynb", parameters | places, kernel_name="python3", cwd=folder, progress_bar=False
+    )
+    csv = pd.read_csv(folder / "figures" / f"{name}.csv", dtype={"blocks": str} | dict.fromkeys(MEANS, float))
+    text = (folder / "figures" / f"{name}.md").read_text(encoding="utf-8")
+    return csv, text, json.loads((folder / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def list_runs(name, **parameters):
+    "Execute a notebook here up to its list of runs."
+    namespace = {"__annotations__": {}}
+    for cell in (cell for cell in nbformat.read(PAPER / f"{name}.ipynb", as_version=4).cells if cell.cell_type == "code"):
+        exec(compile(cell.source, name, "exec"), namespace)
+        if cell.id == "parameters":
+            namespace |= parameters
+        if cell.id == "runs":
+            return namespace["runs"]
+
+
+def table(text):
+    "The markdown table of an artefact."
+    lines = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
+    return pd.DataFrame(cells[2:], columns=cells[0])
+
+
+def with_errors(columns, error="se"):
+    return ["runs", *(name for column in columns for name in (column, f"{column}_{error}"))]
+
+
+def load_rows(name, folder, **parameters):
+    "The rows of a notebook, from the store."
+    return load_results(folder / "rows", keys=[one.key for one in list_runs(name, **parameters)])
+
+
+def assert_means(csv, rows, by):
+    "Both seeds count, accuracies are percent and differ, and they are those of their rows."
+    assert (csv["runs"] == 2).all()
+    assert ((csv[MEANS] >= 0) & (csv[MEANS] <= 100)).all(axis=None) and (csv[MEANS].nunique() > 1).all()
+    pd.testing.assert_frame_equal(csv.set_index(by)[MEANS].sort_index(), rows.groupby(by)[MEANS].mean(), check_index_type=False)
+
+
+def assert_whole(name, folder, record, decisive):
+    "Figures have pictures, and the record says what was run and what was cut, but not where on this machine."
+    suffixes = {path.suffix for path in (folder / "figures").glob(f"{name}.*")}
+    assert suffixes == {".csv", ".md", ".json"} | (set() if name.startswith("table") else {".png", ".svg"})
+    assert decisive.items() <= record["parameters"].items()
+    assert str(folder) not in json.dumps(record) and not {"output", "store", "jobs"} & set(record["parameters"])
+    assert {"the benchmark world-questions instead of T-REx", "2 of the paper's 5 runs"} <= set(record["cuts"])
+    assert not [cut for cut in record["cuts"] if "failed" in cut]
+
+
+def test_table_1_counts_files_and_worlds_and_says_what_was_not_run(folder):
+    data = folder / "LAMA"
+    (data / "TREx").mkdir(parents=True)
+    (data / "relations.jsonl").write_text('{"relation": "P19", "template": "[X] was born in [Y] ."}\n', encoding="utf-8")
+    sentence = {"masked_sentence": "Ada was born in [MASK].", "obj_surface": "London", "sub_surface": "Ada"}
+    names = {"uuid": "a", "predicate_id": "P19", "sub_label": "Ada", "obj_label": "London", "sub_uri": "Q1", "obj_uri": "Q2"}
+    (data / "TREx" / "P19.jsonl").write_text(json.dumps(names | {"evidences": [sentence, sentence]}) + "\n", encoding="utf-8")
+    csv, text, record = run("table_1", folder, num_subjects=12, trex=str(data))
+    assert list(csv) == ["benchmark", "side", "questions", "facts", "distinct_questions"]
+    assert csv["benchmark"].tolist() == ["T-REx", "T-REx", "zsRE", "zsRE", "world (question)", "world (question)"]
+    assert csv["questions"].fillna(-1).tolist() == [2, 1, -1, -1, 480, 96], "a sentence that is there twice counts twice"
+    assert csv["distinct_questions"].tolist()[:2] == [1, 1]
+    assert table(text).iloc[2].tolist() == ["zsRE", "training", "not run", "197,829", "not run", "147,905", "not run"]
+    assert record["cuts"] == ["zsRE: not run, no files were given"] and str(folder) not in json.dumps(record)
+
+
+@pytest.fixture(scope="module")
+def table_3(folder):
+    return run("table_3", folder, num_modified=4, **TINY, **POSITIONS)
+
+
+def test_table_3_has_three_starts_and_each_block_beside_the_paper(folder, table_3):
+    csv, text, record = table_3
+    rows = load_rows("table_3", folder, num_modified=4, **TINY, **POSITIONS)
+    assert list(csv) == ["start", "position", "blocks", "num_modified", *with_errors(MEANS)]
+    assert csv["start"].tolist() == ["RI", "RI", "pretrained", "pretrained", "FT", "FT"]
+    assert csv["position"].tolist() == ["first", "last"] * 3 and csv["blocks"].tolist() == ["0", "1"] * 3
+    assert_means(csv, rows, ["start", "blocks"])
+    assert_whole("table_3", folder, record, TINY | POSITIONS)
+    shown = table(text).set_index(["start", "position"])
+    assert shown.loc[("FT", "last"), "A_M (%), paper"] == "82.50 (2.27)"
+    assert shown.loc[("FT", "middle"), "A_M (%)"] == "not run" != shown.loc[("FT", "last"), "A_M (%)"]
+    assert "standard error, 2 runs" in text
+
+
+def test_rows_that_are_there_are_not_computed_again_and_one_that_fails_is_not_run(folder, table_3):
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "rows").glob("*.json")}
+    blocks = {"blocks": [0, 9, 1], "positions": ["first", "middle", "last"]}
+    csv, _, record = run("table_3", folder, num_modified=4, **TINY, **blocks)
+    assert len(stamps) == 12 and stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert csv.loc[csv["position"] == "middle", "runs"].tolist() == [0, 0, 0] and "6 rows that failed" in record["cuts"]
+    pd.testing.assert_frame_equal(csv[csv["position"] != "middle"].reset_index(drop=True), table_3[0], check_dtype=False)
+
+
+def test_figure_4_has_standard_deviations_over_numbers_of_modified_facts(folder):
+    parameters = {"nums_modified": [2, 40], **TINY}
+    csv, text, record = run("figure_4", folder, **parameters)
+    assert list(csv) == ["blocks", "start", "num_modified", *with_errors([*MEANS, "steps"], "sd")]
+    assert csv["num_modified"].tolist() == [2, 40] * 3 and csv["start"].tolist() == ["RI", "RI", "pretrained", "pretrained", "FT", "FT"]
+    assert csv["steps"].tolist() == [10, 12] * 3, "a floor, then epochs"
+    assert_means(csv, load_rows("figure_4", folder, **parameters), ["start", "num_modified"])
+    assert_whole("figure_4", folder, record, parameters)
+    assert "standard deviation, 2 runs" in text and "(figure_4.svg)" in text
+
+
+def test_table_4_chooses_the_radius_on_reported_and_on_heldout_facts(folder):
+    parameters = {"mixes": [0.0, 1.0], "radii": [0.02, 0.2], "num_modified": 4, "heldout_seeds": [0], **TINY, **POSITIONS}
+    csv, text, record = run("table_4", folder, **parameters)
+    columns = with_errors([*MEANS, "unmodified_accuracy_reported"])
+    assert list(csv) == ["chosen_on", "constraint", "method", "position", "blocks", "radius", *columns]
+    assert csv["chosen_on"].tolist() == ["reported"] * 4 + ["held out"] * 4 + ["no choice"] * 4
+    assert csv["method"].tolist() == ["FTM", "FTM", "FTA", "FTA"] * 3
+    assert (csv["runs"] == 2).all()
+    assert_whole("table_4", folder, record, parameters)
+    shown = table(text).set_index(["chosen on", "method", "position"])["A_M (%), paper"]
+    assert shown["reported", "FTM", "first"] == "72.85 (0.51)" and shown["held out", "FTM", "first"] == "-"
+
+    rows = load_rows("table_4", folder, **parameters)
+    group = ["unmodified_per_modified", "blocks", "radius"]
+    means = rows[rows["facts"] == "reported"].groupby(group)["average_accuracy"].mean()
+    heldout = rows[rows["facts"] == "heldout"].set_index(group).sort_index()
+    judges = {
+        "reported": means[means.index.get_level_values("radius") < math.inf],
+        "held out": heldout[["modified_accuracy", "unmodified_accuracy_heldout"]].mean(axis=1),
+        "no choice": means[means.index.get_level_values("radius") == math.inf],
+    }
+    for one in csv.itertuples():
+        setting = (0.0 if one.method == "FTM" else 1.0, one.blocks)
+        assert judges[one.chosen_on][setting][one.radius] == judges[one.chosen_on][setting].max()
+        assert math.isclose(one.average_accuracy, means[setting][one.radius], abs_tol=1e-6)
+
+
+def test_the_tradeoff_has_a_curve_for_each_choice_of_blocks(folder):
+    parameters = {"radii": [0.02, 0.2], "num_modified": 4, **TINY, "blocks": [0, "all"], "positions": ["first", "all"]}
+    csv, text, record = run("tradeoff", folder, **parameters)
+    assert list(csv) == ["position", "blocks", "radius", *with_errors(MEANS)]
+    assert csv["position"].tolist() == ["first"] * 3 + ["all"] * 3 and csv["radius"].tolist() == [0.02, 0.2, math.inf] * 2
+    assert_means(csv, load_rows("tradeoff", folder, **parameters), ["blocks", "radius"])
+    assert_whole("tradeoff", folder, record, parameters)
+    assert "(tradeoff.svg)" in text
+
+
+def test_the_runs_of_a_notebook_can_be_listed_without_computing_and_artefacts_share_rows():
+    runs = {name: {one.key for one in list_runs(name)} for name in ("table_3", "figure_4", "table_4", "tradeoff")}
+    assert all(runs.values())
+    assert runs["table_3"] & runs["tradeoff"] & runs["table_4"] and runs["figure_4"] & runs["tradeoff"]
+    assert len(runs["table_4"] & runs["tradeoff"]) > len(runs["table_3"] & runs["tradeoff"])
+
+
+def test_settings_that_make_no_row_are_refused_before_any_is_computed():
+    with pytest.raises(ValueError, match="start must be one of"):
+        list_runs("tradeoff", start="ft")
+    with pytest.raises(ValueError, match="zip"):
+        list_runs("table_3", positions=["first"])
