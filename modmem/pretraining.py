@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence
-from .facts import MASK, Evidence
+from .facts import Evidence
 from .files import DataError, write_atomically
 from .masked_lm import MaskedLM, copy_with_own, hash_weights, in_mode
 

@@ -5,7 +5,6 @@
 # %% ../nbs/01_world.ipynb #imports
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
