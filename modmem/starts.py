@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def _hash_benchmark(benchmark: Benchmark) -> str:  # SHA-256
 # %% ../nbs/27_starts.ipynb #recipes
 RECIPES = {  # name of a world's model -> how it is made
     "base": WorldRecipe(),
-    "large": WorldRecipe(num_blocks=8),
+    "large": WorldRecipe(num_blocks=8, pretraining=replace(WorldRecipe().pretraining, learning_rate=1e-3)),
     "albert": WorldRecipe(family="albert"),
     "tiny": WorldRecipe(
         num_blocks=2, hidden_size=32, intermediate_size=64, num_heads=2, num_sentences=2000, num_background=16, num_subjects=24,
@@ -225,8 +225,9 @@ def load_pretrained(
     if model not in RECIPES:
         return load_masked_lm(places.models.get(model, model), places.device)
     recipe = RECIPES[model]
-    if json.loads((SYNTHETIC / "recipe.json").read_text(encoding="utf-8"))["recipe"] == asdict(recipe):
-        return load_masked_lm("synthetic", places.device)
+    for shipped in (SYNTHETIC, *SYNTHETIC.parent.glob(f"{SYNTHETIC.name}_*")):
+        if json.loads((shipped / "recipe.json").read_text(encoding="utf-8"))["recipe"] == asdict(recipe):
+            return load_masked_lm(shipped, places.device)
     start = Start(model, "pretrained")
     folder = places.cache / start.key
     unfinished = places.cache / f"{start.key}.unfinished.safetensors"

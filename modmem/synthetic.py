@@ -124,5 +124,5 @@ experiments on modifying facts that run anywhere.
 Of the benchmark's facts it answers {accuracy["all"]} % in a phrasing it never saw for any of their subjects: {accuracy["shown"]} % of those that
 pretraining showed in other phrasings, {accuracy["not_shown"]} % of the others (guessing the commonest object scores 26 %).
 
-`recipe.json` holds the full recipe; `modmem pretrain --synthetic --output DIR` rebuilds the model from it.
+`recipe.json` holds the full recipe; `modmem pretrain --synthetic --output DIR`, with `--recipe large` or `--recipe albert` for these, rebuilds the model from it.
 """
