@@ -13,11 +13,12 @@ import os
 import re
 import sys
 import tempfile
+import time
 import warnings
 import zlib
-from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from modmem.modification import ModifiedBenchmark
 
 # %% auto #0
-__all__ = ['notebook_path', 'main']
+__all__ = ['main']
 
 # %% ../nbs/43_cli.ipynb #parsers
 _UsageError = typer.BadParameter.__base__  # click's; typer brings its own copy of click and does not name this class
@@ -82,13 +83,6 @@ def _blocks(text: str) -> int | list[int] | str:
     return indices[0] if len(indices) == 1 else indices
 
 
-def _norm(text: str) -> str:
-    "Parse the name of a norm."
-    if text not in _NORMS:
-        raise typer.BadParameter(f"expected one of {', '.join(_NORMS)}, found {text!r}")
-    return text
-
-
 def _device(text: str) -> str:
     "Parse the name of a device."
     if not re.fullmatch("cpu|mps|cuda(:[0-9]{1,3})?", text):
@@ -96,6 +90,17 @@ def _device(text: str) -> str:
     return text
 
 # %% ../nbs/43_cli.ipynb #options
+def _one_of(*names: str) -> Callable[[str], str]:
+    "Make a parser of one of some names."
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise typer.BadParameter(f"expected one of {', '.join(names)}, found {text!r}")
+        return text
+
+    return parse
+
+
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="'synthetic', a folder, or a hub id.")]
 _EditFile = Annotated[Path, typer.Argument(metavar="edit.safetensors", help="An edit, as 'modmem edit' saves it.")]
 _Trex = Annotated[Path | None, typer.Option("--trex", metavar="DIR", help="T-REx: LAMA's data folder.")]
@@ -257,17 +262,27 @@ def _report(results: Mapping, as_json: bool = False) -> None:
         for one in value:
             typer.echo(f"  {' | '.join(map(_show, one.values()))}")
 
-# %% ../nbs/43_cli.ipynb #load
-def _load(model: str, device: str) -> MaskedLM:
-    "Load a model to a device that is there."
-    import torch
 
-    from modmem.masked_lm import load_masked_lm
+def _say(message: str) -> None:
+    "Write one line to standard error."
+    typer.echo(f"modmem: {' '.join(message.splitlines())}", err=True)
+
+# %% ../nbs/43_cli.ipynb #load
+def _check_device(device: str) -> None:
+    "Refuse a device that this machine has not."
+    import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name, _, number = device.partition(":")
     if not there[name] or int(number or 0) >= max(1, torch.cuda.device_count()):
         raise _UsageError(f"Invalid value for '--device': this machine has no {device!r}")
+
+
+def _load(model: str, device: str) -> MaskedLM:
+    "Load a model to a device that is there."
+    from modmem.masked_lm import load_masked_lm
+
+    _check_device(device)
     return load_masked_lm(model, device)
 
 
@@ -281,11 +296,6 @@ def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
     if not kept.train or not kept.test:
         raise DataError("expected facts to train on and to test with, there are none left", benchmark.name)
     return kept
-
-
-def _say(message: str) -> None:
-    "Write one line to standard error."
-    typer.echo(f"modmem: {' '.join(message.splitlines())}", err=True)
 
 # %% ../nbs/43_cli.ipynb #statistics
 @_app.command("statistics")
@@ -323,6 +333,7 @@ def _pretrain(
     synthetic: _Synthetic = False,
     corpus: Annotated[Path | None, typer.Option(metavar="FILE", help="Text, a sentence a line; may be .xz or .gz.")] = None,
     init: Annotated[str | None, typer.Option(metavar="MODEL", help="Encoder to start from: a folder or a hub id.")] = None,
+    recipe: Annotated[str | None, typer.Option(parser=_one_of("base", "large", "albert"), metavar="NAME", help="Of the synthetic world: base, large or albert.")] = None,
     steps: _Steps = None, batch_size: _BatchSize = None, learning_rate: _Rate = None,
     max_length: Annotated[int | None, typer.Option(parser=_whole_from(8), metavar="N", help="Tokens of a sentence.")] = None,
     seed: _Seed = 0, device: _Device = "cpu",
@@ -335,21 +346,24 @@ def _pretrain(
         raise _UsageError("expected either --synthetic, or --corpus FILE with --init MODEL")
     if synthetic and device != "cpu":
         raise _UsageError("--device goes with --corpus")
+    if recipe and not synthetic:
+        raise _UsageError("--recipe goes with --synthetic")
     _check_output(output, is_folder=True)
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length}
     settings = {name: value for name, value in settings.items() if value is not None} | {"seed": seed}
     checkpoint = output.absolute().with_name(f"{output.absolute().name}.unfinished.safetensors")
     if synthetic:
-        _report(_pretrain_world(settings, checkpoint, output))
+        _report(_pretrain_world(recipe or "base", settings, checkpoint, output))
     else:
         _check_model(init)
         _report(_pretrain_corpus(_read_corpus(corpus), init, settings, checkpoint, output, device))
 
 # %% ../nbs/43_cli.ipynb #pretrain-parts
-def _pretrain_world(settings: dict, checkpoint: Path, output: Path) -> dict:
-    from modmem.synthetic import WorldRecipe, build_world_model, save_world_model
+def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
+    from modmem.starts import RECIPES
+    from modmem.synthetic import build_world_model, save_world_model
 
-    recipe = WorldRecipe()
+    recipe = RECIPES[name]
     recipe = replace(recipe, pretraining=replace(recipe.pretraining, **settings))
     accuracy = save_world_model(build_world_model(recipe, checkpoint), recipe, output)
     checkpoint.unlink()  # only now: the model is safe
@@ -451,7 +465,7 @@ def _edit(
     blocks: Annotated[Any, typer.Option(parser=_blocks, metavar="BLOCKS", help="Blocks that may change: 0, or 0,3, or all.")],
     radius: Annotated[float, typer.Option(parser=_number, metavar="NUMBER", help="How far weights may go; inf: anywhere.")],
     output: Annotated[Path, typer.Option(metavar="edit.safetensors", help="File for the edit.")],
-    norm: Annotated[str, typer.Option(parser=_norm, metavar="NORM", help=f"One of {', '.join(_NORMS)}.")] = "linf",
+    norm: Annotated[str, typer.Option(parser=_one_of(*_NORMS), metavar="NORM", help=f"One of {', '.join(_NORMS)}.")] = "linf",
     steps: _Steps = 100, batch_size: _BatchSize = 128, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
 ) -> None:
     """Change what a model answers to given facts.
@@ -590,90 +604,126 @@ def _show_edit(edit: _EditFile, as_json: _Json = False) -> None:
         record = {key: value for key, value in record.items() if key != "evidence"} | {"facts": list(facts.values())}
     _report(record, as_json)
 
-# %% ../nbs/43_cli.ipynb #notebook-path
-def notebook_path(
-    name: str,  # such as "edit_synthetic"
-) -> Path:
-    "Find a papermill notebook: in the installed package, or in the checkout."
-    package = Path(modmem.__file__).parent
-    for top in (package / "notebooks", package.parent / "nbs"):
-        for folder in ("paper", "guides"):
-            if (path := top / folder / f"{name}.ipynb").is_file():
-                return path
-    raise ValueError(f"there is no notebook named {name!r}")
-
-# %% ../nbs/43_cli.ipynb #read-parameters
-def _read_value(text: str, kind: str) -> Any:
-    "Read text as a value of the named type; ValueError if it is none."
-    if kind == "str":
-        return text
-    if kind in ("int", "float"):
-        return {"int": int, "float": float}[kind](text)
-    value = literal_eval({"true": "True", "false": "False"}.get(text, text))
-    if type(value).__name__ != kind:
-        raise ValueError(text)
-    return value
+# %% ../nbs/43_cli.ipynb #reproduce-options
+def _shard_of(text: str) -> tuple[int, int]:
+    "Parse `i/n`: the i-th of n parts, from 1."
+    found = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", str(text))
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise typer.BadParameter(f"expected i/n with i from 1 to n, found {text!r}")
+    return int(found[1]), int(found[2])
 
 
-def _read_parameters(known: Mapping[str, Mapping], given: Sequence[str]) -> dict:
-    "Read `NAME=VALUE`s against the parameters of a notebook, as papermill lists them."
-    values = {}
-    for one in given:
-        name, _, text = one.partition("=")
-        if name not in known:
-            raise typer.BadParameter(f"no parameter {name!r}; there are {', '.join(known)}", param_hint="'-p'")
-        kind = known[name]["inferred_type_name"]
-        if kind == "None":  # written without a type: that of its default
-            kind = type(literal_eval(known[name]["default"])).__name__
-        try:
-            values[name] = _read_value(text, kind)
-        except (ValueError, SyntaxError):
-            raise typer.BadParameter(f"expected {kind} for {name!r}, found {text!r}", param_hint="'-p'") from None
-    return values
+_Scale = Annotated[str, typer.Option(parser=_one_of("synthetic", "small", "paper"), metavar="NAME", help="synthetic, small or paper.")]
+_Engine = Annotated[str, typer.Option(parser=_one_of("local", "dask"), metavar="NAME", help="Where rows are computed: local or dask.")]
+_Jobs = Annotated[int, typer.Option(parser=_whole_from(1), metavar="N", help="Processes.")]
+_Given = Annotated[list[str], typer.Option("-p", metavar="NAME VALUE", help="Set a parameter of the notebooks.")]
+_Rows = Annotated[Path | None, typer.Option(metavar="FILE", help="rows.csv with rows that need not be computed.")]
+_Part = Annotated[Any, typer.Option("--shard", parser=_shard_of, metavar="i/n", help="Only the i-th of n parts of the rows.")]
 
-# %% ../nbs/43_cli.ipynb #run-notebook
-def _run_notebook(path: Path, parameters: dict) -> None:
-    "Run a notebook with this very Python; the executed copy goes to `_runs/`."
-    import papermill
-    from ipykernel.kernelspec import write_kernel_spec
 
-    executed = Path("_runs") / path.name
-    executed.parent.mkdir(exist_ok=True)
-    before = os.environ.get("JUPYTER_PATH")
-    with tempfile.TemporaryDirectory() as folder:
-        write_kernel_spec(Path(folder) / "kernels" / "modmem", extra_arguments=["--log-level=ERROR"])
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
-        try:
-            papermill.execute_notebook(str(path), str(executed), parameters, kernel_name="modmem", progress_bar=sys.stderr.isatty())
-        finally:
-            os.environ.pop("JUPYTER_PATH")
-            os.environ |= {} if before is None else {"JUPYTER_PATH": before}
+def _check_places(output: Path, store: Path, rows: Path | None, trex: Path | None, zsre: Path | None) -> None:
+    "Find out before the work whether all places can be written or read."
+    for folder in (output, store, Path("_runs")):
+        _check_output(folder / "rows.csv", is_folder=False)
+    for path in (rows, trex, zsre):
+        if path is not None and not path.exists():
+            raise DataError("no such file or folder", path)
 
 # %% ../nbs/43_cli.ipynb #reproduce
 @_app.command("reproduce")
 def _reproduce(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the tables.")] = Path("figures/synthetic"),
-    parameters: Annotated[list[str], typer.Option("-p", metavar="NAME VALUE", help="Set a parameter of the notebook.")] = [],
+    names: Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: all.")] = [],
+    scale: _Scale = "synthetic",
+    full: Annotated[bool, typer.Option("--full", help="The full grid of the synthetic scale.")] = False,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the results; figures/SCALE.")] = None,
+    store: Annotated[Path, typer.Option(metavar="DIR", help="Folder for rows and for models that are made.")] = Path("_runs/paper"),
+    given: _Given = [], rows: _Rows = None, jobs: _Jobs = 1, engine: _Engine = "local",
+    scheduler: Annotated[str, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler.")] = "",
+    part: _Part = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute nothing, say what would be and what it costs.")] = False,
+    trex: _Trex = None, zsre: _Zsre = None, device: _Device = "cpu",
 ) -> None:
-    """Run the experiment and print its table.
+    """Make the tables and figures.
 
-    The synthetic world is edited with and without the constraint: what is learnt, and what is lost?
+    Rows that are there are not computed again; an interrupted run, started again, continues.
     """
-    table = output.absolute() / "edit_synthetic.csv"
-    _check_output(table, is_folder=False)
-    _check_output(Path("_runs") / table.name, is_folder=False)
-    import papermill
+    from modmem.reproduce import describe_plan
 
-    path = notebook_path("edit_synthetic")
-    known = {name: one for name, one in papermill.inspect_notebook(str(path)).items() if name != "output"}
-    values = _read_parameters(known, parameters)
-    age = table.stat().st_mtime_ns if table.exists() else None
-    _run_notebook(path, values | {"output": str(table.parent)})
-    if not table.exists() or table.stat().st_mtime_ns == age:  # papermill may call a notebook completed whose kernel died
-        raise RuntimeError(f"{path.name} ended without writing {table.name}")
-    import pandas as pd
+    if full and scale != "synthetic":
+        raise _UsageError("--full goes with --scale synthetic")
+    if (engine == "dask") != bool(scheduler):
+        raise _UsageError("--engine dask and --scheduler ADDRESS go together")
+    output, store = (output or Path("figures") / scale).absolute(), store.absolute()
+    places = {"output": output, "store": store, "known_rows": rows and rows.absolute(), "trex": trex and trex.absolute()}
+    places |= {"zsre": zsre and zsre.absolute(), "device": device, "engine": engine, "scheduler": scheduler}
+    if not dry_run:
+        _check_places(output, store, rows, trex, zsre)
+    artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, {name: str(one or "") for name, one in places.items()})
+    work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None}
+    if dry_run:
+        typer.echo(describe_plan(artefacts, store, rows))
+    else:
+        _check_needs(artefacts, device, engine)
+        _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)
 
-    typer.echo(pd.read_csv(table).to_string(index=False))
+# %% ../nbs/43_cli.ipynb #reproduce-checks
+def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, places: Mapping[str, str]) -> list:
+    "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
+    from modmem.reproduce import choose_artefacts, list_artefacts, list_runs, parameter_file
+
+    real = scale in ("small", "paper")  # without the edit of the synthetic world
+    names = names or [one for one in list_artefacts() if not real or one != "edit_synthetic"]
+    try:
+        chosen = choose_artefacts(names, given, scale and parameter_file(scale), places)
+        return [list_runs(one) for one in chosen]
+    except DataError:
+        raise
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+
+
+def _check_needs(artefacts: Sequence, device: str, engine: str) -> None:
+    "Refuse rows that could only fail: their dataset has no place, or this machine no such device."
+    for one in artefacts:
+        for name in ("trex", "zsre"):
+            if any(run.benchmark == name for run in one.runs) and getattr(one.places, name) is None:
+                raise _UsageError(f"{one.name} asks for rows on {name}, which needs --{name}")
+    if engine == "local":
+        _check_device(device)
+    elif find_spec("distributed") is None:
+        raise _UsageError("--engine dask needs two more packages: pip install 'modmem[cluster]'")
+
+# %% ../nbs/43_cli.ipynb #reproduce-parts
+def _compute_part(artefacts: Sequence, part: tuple[int, int], work: dict) -> None:
+    "Compute one part of the rows, and say how to go on."
+    from modmem.reproduce import compute_rows
+
+    index, count = part
+    table = compute_rows(artefacts, **work, part=(index - 1, count))
+    typer.echo(f"part {index} of {count}: {_count_rows(table)}")
+    typer.echo("when all parts are done, the same command without --shard makes the artefacts")
+
+
+def _reproduce_all(artefacts: Sequence, output: Path, work: dict) -> None:
+    "Make the artefacts, and say what was written."
+    from modmem.reproduce import reproduce
+
+    began = time.perf_counter()
+    outcome = reproduce(artefacts, output, **work)
+    for name, files in outcome.files.items():
+        note = "failed" if name in outcome.errors else "" if name in outcome.seconds else "as it was"
+        typer.echo(f"{name:<16}{' '.join(path.name for path in files)}{note and f' ({note})'}")
+    typer.echo(f"{_count_rows(outcome.table)}, in {time.perf_counter() - began:.0f} s, in {output}")
+    if outcome.errors:
+        name, error = next(iter(outcome.errors.items()))
+        raise RuntimeError(f"{', '.join(outcome.errors)} failed; {name} with") from error
+
+
+def _count_rows(table: Any) -> str:
+    "Say how many rows there are, and what failed first."
+    failed = table[table["status"] == "failed"]
+    more = f"; {len(failed)} failed, the first with {failed['error'].iloc[0]}" if len(failed) else ""
+    return f"{len(table) - len(failed)} rows{more}"
 
 # %% ../nbs/43_cli.ipynb #join-parameters
 def _join_parameters(arguments: Sequence[str]) -> list[str]:

@@ -354,6 +354,10 @@ _TITLES = {
     "figure_3": "Figure 3: blocks and numbers of modified facts, zsRE",
     "figure_4": "Figure 4: without a constraint, from three starts",
     "tradeoff": "The whole trade-off: accuracy on modified and on unmodified facts along the radius",
+    "baselines": "Baselines: training on all facts",
+    "equal_steps": "A control: as many steps for every number of facts",
+    "norms": "Two norms: L-infinity beside L2",
+    "learning_rates": "The learning rate",
 }
 
 

@@ -369,6 +369,7 @@ def _is_text(name: str) -> bool:
 
 def _tidy(table: pd.DataFrame) -> pd.DataFrame:
     "Order rows and columns and give each the type that goes with its name; missing text is empty."
+    table = table if "seconds" in table else table.assign(seconds=math.nan)  # a csv need not have them
     table = table.sort_values(["key", "status"], kind="stable").drop_duplicates("key", ignore_index=True)  # "done" before "failed"
     settings = [one.name for one in fields(Run)]
     last = {name for name in table.columns if _is_text(name) and name not in settings and name != "key"} | {"seconds"}

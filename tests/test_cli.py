@@ -6,10 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import nbformat
 import pytest
 
 import modmem
@@ -121,6 +121,13 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("pretrain", "--output", "O"): "expected either --synthetic, or --corpus FILE with --init MODEL",
     ("pretrain", "--corpus", "E", "--output", "O"): "expected either --synthetic, or --corpus FILE with --init MODEL",
     ("pretrain", "--synthetic", "--init", "synthetic", "--output", "O"): "expected either --synthetic",
+    ("pretrain", "--synthetic", "--recipe", "huge", "--output", "O"): "'--recipe': expected one of base, large, albert, found 'huge'",
+    ("pretrain", "--corpus", "E", "--init", "synthetic", "--recipe", "large", "--output", "O"): "--recipe goes with --synthetic",
+    ("reproduce", "tabel_3"): "there is no artefact 'tabel_3'; did you mean table_3",
+    ("reproduce", "table_3", "-p", "num_modifed", "8"): "no parameter 'num_modifed'; did you mean num_modified",
+    ("reproduce", "table_3", "-p", "num_modified", "many"): "-p num_modified: expected int, found 'many'",
+    ("reproduce", "table_3", "--output", "E/tables"): "cannot be written, Not a directory",
+    ("reproduce", "--full", "--scale", "paper"): "--full goes with --scale synthetic",
     ("pretrain", "--corpus", "absent.txt", "--init", "synthetic", "--output", "O"): "absent.txt: no such file",
     ("pretrain", "--synthetic", "--output", "."): "expected a new or an empty folder",
     ("finetune", "synthetic", "--synthetic", "--output", "O", "--steps", "1", "--epochs", "1"): "expected either --steps or --epochs",
@@ -372,15 +379,18 @@ def test_interrupted_pretraining_continues_to_the_same_model(run, tmp_path, monk
     assert not list(tmp_path.glob("*.unfinished.*"))
 
 
-def test_pretraining_the_synthetic_world_follows_the_recipe(run, tmp_path, monkeypatch):
-    import modmem.synthetic
+@pytest.mark.parametrize("name", ["base", "large", "albert"])
+def test_pretraining_the_synthetic_world_follows_the_recipe(run, tmp_path, monkeypatch, name):
+    from modmem.starts import RECIPES
 
-    small = partial(modmem.synthetic.WorldRecipe, num_sentences=64, num_background=4, num_subjects=4)
-    monkeypatch.setattr(modmem.synthetic, "WorldRecipe", small)
-    code, output, errors = run("pretrain", "--synthetic", "--steps", "2", "--batch-size", "4", "--output", "made")
+    small = {"num_sentences": 64, "num_background": 4, "num_subjects": 4}
+    monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], **small))
+    chosen = [] if name == "base" else ["--recipe", name]
+    code, output, errors = run("pretrain", "--synthetic", *chosen, "--steps", "2", "--batch-size", "4", "--output", "made")
     assert code == 0 and "not shown" in output, errors
     recipe = json.loads((tmp_path / "made" / "recipe.json").read_text())["recipe"]
-    assert (recipe["pretraining"]["steps"], recipe["pretraining"]["batch_size"], recipe["pretraining"]["learning_rate"]) == (2, 4, 2e-3)
+    pretraining = replace(RECIPES[name].pretraining, steps=2, batch_size=4, seed=0)
+    assert recipe == json.loads(json.dumps(asdict(replace(RECIPES[name], pretraining=pretraining))))
     assert run("evaluate", "made", write_edits(tmp_path / "e.jsonl", edit_line(modmem.world.make_world(4))))[0] == 0
 
 
@@ -462,60 +472,3 @@ def test_download_puts_data_where_later_calls_look(run, tmp_path, monkeypatch):
         downloaded = run("statistics", option, place, "--download")
         assert downloaded[0] == 0 and run("statistics", option, place) == downloaded
     assert asked == [download.ZSRE_URL, download.TREX_URL]
-
-
-# Reproducing
-
-@pytest.fixture
-def experiment(tmp_path, monkeypatch):
-    "A small notebook in place of the real one."
-    cells = [
-        nbformat.v4.new_code_cell('output: str = "nowhere"  # folder\nradii: list = [0.1]  # radii\nsteps = 3', metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("import sys\nfrom pathlib import Path\nPath(output).mkdir(parents=True)"),
-        nbformat.v4.new_code_cell('(Path(output) / "edit_synthetic.csv").write_text(f"radii,steps,python\\n{radii[0]},{steps},{sys.executable}\\n")'),
-    ]
-    kernel = {"name": "no-such-kernel", "display_name": "of another machine", "language": "python"}
-    path = tmp_path / "edit_synthetic.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    monkeypatch.setattr(cli, "notebook_path", lambda name: path)
-    return path
-
-
-def test_reproduce_runs_the_notebook_with_this_python_and_prints_its_table(run, experiment, tmp_path, monkeypatch):
-    monkeypatch.setenv("JUPYTER_PATH", "elsewhere")
-    code, output, errors = run("reproduce", "--output", "tables/new", "-p", "radii", "[2.5, 1]", "-p", "steps", "7")
-    assert code == 0, errors
-    assert output.split() == ["radii", "steps", "python", "2.5", "7", sys.executable]
-    assert (tmp_path / "_runs" / "edit_synthetic.ipynb").exists() and (tmp_path / "tables" / "new" / "edit_synthetic.csv").exists()
-    assert os.environ["JUPYTER_PATH"] == "elsewhere"
-
-
-@pytest.mark.parametrize(
-    "parameter, reason",
-    [
-        (["radios", "1"], "no parameter 'radios'; there are radii, steps"),
-        (["output", "x"], "no parameter 'output'"),
-        (["steps", "many"], "expected int for 'steps', found 'many'"),
-        (["radii", "0.1"], "expected list for 'radii', found '0.1'"),
-        (["steps"], "no parameter '--output'|expected int for 'steps'|requires"),
-    ],
-)
-def test_reproduce_refuses_parameters_that_the_notebook_does_not_have(run, experiment, tmp_path, parameter, reason):
-    assert re.search(reason, one_line(*run("reproduce", "--output", "tables", "-p", *parameter)))
-    assert [path.name for path in tmp_path.iterdir()] == [experiment.name]
-
-
-def test_a_notebook_that_writes_nothing_is_a_failure(run, experiment, monkeypatch, tmp_path):
-    import papermill
-
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *arguments, **options: None)
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "edit_synthetic.csv").write_text("of,an,earlier,run\n")
-    with pytest.raises(RuntimeError, match="ended without writing"):
-        run("reproduce", "--output", "tables")
-
-
-def test_the_notebook_is_found():
-    assert cli.notebook_path("edit_synthetic").name == "edit_synthetic.ipynb"
-    with pytest.raises(ValueError, match="no notebook named 'table_0'"):
-        cli.notebook_path("table_0")

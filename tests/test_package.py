@@ -109,10 +109,14 @@ def test_the_installed_command_evaluates_the_shipped_checkpoint(run):
     assert re.search(rf"^accuracy +{recorded:.2f}$", done.stdout, re.M), done.stdout
 
 
-def test_the_installed_command_reproduces(run):
-    small = {"num_subjects": "64", "finetuning_steps": "20", "steps": "5", "radii": "[0.01]"}
-    done = run("modmem", "reproduce", *(word for setting in small.items() for word in ("-p", *setting)))
+def test_the_installed_command_reproduces(run, tmp_path):
+    small = {
+        "benchmark": "world-questions", "num_subjects": 24, "model": "tiny", "starts": ["pretrained"], "blocks": [0, 1], "positions": ["first", "last"],
+        "num_modified": 4, "batch_size": 8, "epochs": 0.5, "min_steps": 10, "seeds": [0],
+    }
+    done = run("modmem", "reproduce", "table_3", *(word for name, value in small.items() for word in ("-p", name, str(value))))
     assert done.returncode == 0, done.stderr
-    header, *rows = done.stdout.splitlines()
-    assert header.split() == ["blocks", "constraint", "radius", "A_M", "A_F\\S", "mean"]
-    assert [row.split()[:2] for row in rows] == [[block, kind] for block in ("0", "3", "all") for kind in ("L-infinity", "none")]
+    table, rows = done.stdout.splitlines()
+    assert table.split()[0] == "table_3" and rows.startswith("2 rows, in ")
+    written = {path.name for path in (tmp_path / "figures" / "synthetic").iterdir()}
+    assert written == {"table_3.csv", "table_3.md", "table_3.json", "rows.csv", "report.html"} >= set(table.split()[1:])
