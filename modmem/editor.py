@@ -21,20 +21,33 @@ from safetensors.torch import save_file
 from .blocks import select_parameters
 from .files import DataError, write_atomically
 from .finetuning import FinetuningConfig, finetune
+from .fisher import FisherBall, estimate_fisher
 from .masked_lm import MaskedLM, hash_weights
 from .modification import ModifiedBenchmark
+from .penalties import ewc_penalty, kl_penalty
 from .projected_adam import ProjectedAdam
-from .projection import describe_change, make_ball
+from .projection import BALLS, RelativeLinfBall, check_radius, describe_change, make_ball
 
 # %% auto #0
-__all__ = ['ModificationConfig', 'Edit', 'modify_facts']
+__all__ = ['FISHER_NORMS', 'NORMS', 'PENALTIES', 'ModificationConfig', 'Edit', 'modify_facts']
+
+# %% ../nbs/24_editor.ipynb #norms
+FISHER_NORMS = {  # norm -> how the Fisher information is estimated, and how a point outside is projected
+    "fisher": ("empirical", "radial"),
+    "fisher_newton": ("empirical", "newton"),
+    "fisher_true": ("true", "radial"),
+    "fisher_batch": ("batch", "radial"),  # the paper's cheap version, batches of 128
+    "fisher_batch_newton": ("batch", "newton"),
+}
+NORMS = (*BALLS, "linf_relative", *FISHER_NORMS)
+PENALTIES = ("ewc", "kl")
 
 # %% ../nbs/24_editor.ipynb #modification-config
 @dataclass(frozen=True)
 class ModificationConfig:
     "Settings of an edit (Eq. 3): where, how far, and how trained."
     blocks: int | Sequence[int] | str  # index, list of indices, or "all"
-    norm: str = "linf"  # "linf", "l2", "l2_tensor", "l2_tensor_rms"
+    norm: str = "linf"  # one of `NORMS`
     radius: float = None  # delta; has to be given, inf for no constraint
     learning_rate: float = 1e-3
     steps: int | None = None  # optimizer steps; or
@@ -45,9 +58,17 @@ class ModificationConfig:
     schedule: str = "constant"
     dropout: float | None = 0.0
     seed: int = 0
+    penalty: str | None = None  # one of `PENALTIES`
+    penalty_weight: float = 0.0  # lambda
 
     def __post_init__(self):
-        object.__setattr__(self, "radius", make_ball(self.norm, self.radius).radius)
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {self.norm!r}")
+        if self.penalty not in (None, *PENALTIES):
+            raise ValueError(f"penalty must be None or one of {', '.join(PENALTIES)}, not {self.penalty!r}")
+        if (self.penalty is None) != (self.penalty_weight == 0):
+            raise ValueError(f"a penalty needs a weight and a weight a penalty, not {self.penalty!r} and {self.penalty_weight!r}")
+        object.__setattr__(self, "radius", check_radius(self.radius))
         self.finetuning  # checks its settings
 
     @property
@@ -116,6 +137,36 @@ def _parse_record(metadata: Mapping[str, str], path: str | Path) -> dict:
         raise DataError("expected an edit saved by modmem, found an incomplete record", path)
     return record
 
+# %% ../nbs/24_editor.ipynb #make-constraint
+def _make_ball(around: MaskedLM, names: Sequence[str], modified_benchmark: ModifiedBenchmark, config: ModificationConfig):
+    "The ball of an edit."
+    if config.norm == "linf_relative":
+        return RelativeLinfBall(config.radius)
+    if config.norm not in FISHER_NORMS or math.isinf(config.radius):
+        return make_ball(config.norm if config.norm in BALLS else "linf", config.radius)
+    kind, projection = FISHER_NORMS[config.norm]
+    fisher = estimate_fisher(around, modified_benchmark.unmodified_train, names, kind, seed=config.seed)
+    return FisherBall(config.radius, tuple(fisher), projection)
+
+
+def _make_penalty(around: MaskedLM, names: Sequence[str], modified_benchmark: ModifiedBenchmark, config: ModificationConfig):
+    "The penalty of an edit: a function that adds to the gradients; None: none."
+    if config.penalty is None:
+        return None
+    unmodified, weight, seed = modified_benchmark.unmodified_train, config.penalty_weight, config.seed
+    if config.penalty == "kl":
+        return kl_penalty(around, names, unmodified, weight, batch_size=config.batch_size, seed=seed)
+    centers = [dict(around.model.named_parameters())[name].detach() for name in names]
+    return ewc_penalty(centers, estimate_fisher(around, unmodified, names, seed=seed), weight)
+
+
+def _make_optimizer(weights: list, lr: float, ball, centers: list, penalty) -> ProjectedAdam:
+    "Projected Adam, with the penalty's gradient added before each step."
+    optimizer = ProjectedAdam(weights, ball, lr=lr, centers=centers)
+    if penalty is not None:
+        optimizer.register_step_pre_hook(lambda stepping, *_: penalty(stepping.weights))
+    return optimizer
+
 # %% ../nbs/24_editor.ipynb #modify-facts
 def modify_facts(
     masked_lm: MaskedLM,  # theta_0; stays as it is
@@ -124,16 +175,17 @@ def modify_facts(
     anchor: MaskedLM | None = None,  # the center of the ball, if not `masked_lm`: the model before its first edit
 ) -> Edit:
     "Train the chosen blocks on D_M inside the ball (Eq. 3), and return the change."
-    ball, training = make_ball(config.norm, config.radius), config.finetuning
     base = {name: weight.detach() for name, weight in select_parameters(masked_lm, config.blocks).items()}
     around = base if anchor is None else {name: weight.detach() for name, weight in select_parameters(anchor, config.blocks).items()}
+    constraint = (anchor or masked_lm, list(base), modified_benchmark, config)
+    ball, penalty = _make_ball(*constraint), _make_penalty(*constraint)
     edited, losses = finetune(
         masked_lm,
         modified_benchmark.modified_train,
-        training,
+        config.finetuning,
         unmodified=modified_benchmark.unmodified_train if config.unmodified_per_modified else (),
         parameters=list(base),
-        make_optimizer=partial(ProjectedAdam, ball=ball, centers=list(around.values())),
+        make_optimizer=partial(_make_optimizer, ball=ball, centers=list(around.values()), penalty=penalty),
     )
     if math.isfinite(config.radius) and config.learning_rate * len(losses) < config.radius and config.norm == "linf":
         warnings.warn(

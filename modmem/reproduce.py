@@ -329,20 +329,22 @@ def _cost(shape: _Shape, data: Data, steps: int, batch: int, blocks: Any) -> tup
 def estimate_run(
     run: Run,
     places: Places,
-) -> tuple[float, float] | None:  # FLOPs, and bytes of memory; None if the model's shape is unknown
+) -> tuple[float, float] | None:  # FLOPs, and bytes of memory; None if that is not known, as of FaE
     "Estimate what a row costs, without its start."
     shape = _find_shape(run.model, places)
-    if shape is None:
+    if shape is None or run.method == "FaE":
         return None
     if run.method == "retrain":
         return _cost(shape, run.data, run.finetuning_steps, run.finetuning_batch_size, None)
+    if run.method == "kNN-LM":
+        return _cost(shape, run.data, 0, 0, None)
     steps = run.make_config(round(run.num_modified * _size(run.data)[0])).steps
     return _cost(shape, run.data, steps, run.batch_size + round(run.batch_size * run.unmodified_per_modified), run.blocks)
 
 
 def _estimate_start(run: Run, places: Places) -> tuple[float, float] | None:
     "Estimate what the start of a row costs: FT, and its answers to the test questions."
-    shape = _find_shape(run.model, places)
+    shape = _find_shape(run.model, places) if run.fae_recipe is None else None
     steps = run.finetuning_steps if run.start == "FT" else 0
     return shape and _cost(shape, run.data, steps, run.finetuning_batch_size, None)
 
@@ -350,11 +352,12 @@ def _estimate_start(run: Run, places: Places) -> tuple[float, float] | None:
 def _kinds(artefacts: Iterable[Artefact]) -> Iterator[tuple]:
     "Every distinct row and start: model, benchmark, blocks, |M|, FLOPs, bytes."
     runs = {run.key: (run, one.places) for one in artefacts for run in one.runs}
-    starts = {(run.starting_point, run.data): (run, places) for run, places in runs.values()}
+    starts = {(run.starting_point, run.fae_recipe, run.data): (run, places) for run, places in runs.values()}
     for run, places in starts.values():
-        yield run.model, run.benchmark, f"start {run.start}", "", *(_estimate_start(run, places) or (math.nan, math.nan))
+        kind = "FaE" if run.fae_recipe else run.start
+        yield run.model, run.benchmark, f"start {kind}", "", *(_estimate_start(run, places) or (math.nan, math.nan))
     for run, places in runs.values():
-        blocks = run.method if run.method == "retrain" else str(run.settings["blocks"])
+        blocks = run.method if run.method == "retrain" else str(run.settings.get("blocks", run.method))
         yield run.model, run.benchmark, blocks, str(run.num_modified), *(estimate_run(run, places) or (math.nan, math.nan))
 
 # %% ../nbs/42_reproduce.ipynb #describe-plan

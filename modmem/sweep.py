@@ -18,9 +18,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import joblib
@@ -30,9 +31,14 @@ from tqdm import tqdm
 
 from .blocks import select_parameters
 from .editor import ModificationConfig, modify_facts
-from .evaluation import evaluate, measure_accuracy
+from .evaluation import evaluate
+from .fae import FactsAsExperts, copy_fae
+from .fae_editing import FaeEditConfig, describe_answers, modify_fae
+from .fae_starts import find_fae
+from .fae_training import FaeRecipe, answer_questions, evaluate_fae
 from .files import DataError, write_atomically
 from .finetuning import FinetuningConfig, finetune
+from .knn_lm import KEY_LAYERS, NearestWithin, NeighborLM, build_memory, count_lost, measure_distances, memory_evidence
 from .masked_lm import MaskedLM, copy_with_own
 from .modification import ModifiedBenchmark, sample_modifications
 from .projected_adam import ProjectedAdam
@@ -76,8 +82,37 @@ def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, run: Run) -> tupl
     edited, losses = finetune(masked_lm, modified.modified_train + modified.unmodified_train, run.finetuning)
     return edited, {"steps": len(losses), "final_loss": losses[-1]}
 
+# %% ../nbs/40_sweep.ipynb #memories
+_SCALE_QUESTIONS = 2048  # training sentences of unmodified facts, to say what an epsilon means
 
-METHODS = {"edit": _edit, "uniform": _uniform, "retrain": _retrain}
+
+def _remember(masked_lm: MaskedLM, modified: ModifiedBenchmark, run: Run) -> tuple[MaskedLM, dict]:
+    "kNN-LM (Eq. 10)."
+    memory = build_memory(masked_lm, memory_evidence(modified, run.remembered or "modified"), run.key_layer or "last_hidden")
+    pool = modified.unmodified_train
+    chosen = Random(f"scale {run.seed}").sample(range(len(pool)), min(_SCALE_QUESTIONS, len(pool)))
+    scale = measure_distances(masked_lm, memory, [pool[position] for position in chosen])
+    epsilon = run.epsilon
+    if epsilon is None:
+        epsilon = scale.quantile(run.epsilon_quantile, interpolation="lower").item()
+    within = 100 * (scale < epsilon).double().mean().item()
+    outcome = {"num_keys": len(memory.keys), "epsilon_used": epsilon, "within_epsilon": within}
+    return NeighborLM(masked_lm, memory, NearestWithin(epsilon)), outcome
+
+
+def _edit_fae(fae: FactsAsExperts, modified: ModifiedBenchmark, run: Run) -> tuple[FactsAsExperts, dict]:
+    "FaE's symbols, and FTM of a group of its weights (Table 5)."
+    config = FaeEditConfig(
+        run.group, bool(run.tables), absent="insert", norm=run.norm, radius=run.radius, learning_rate=run.learning_rate,
+        steps=run.count_steps(len(modified.modified_train)), batch_size=run.batch_size, seed=run.seed,
+    )
+    edit = modify_fae(fae, modified, config)
+    edited = copy_fae(fae, [] if edit.weights is None else list(edit.weights.bits))
+    edit.apply(edited)
+    return edited, edit.outcome
+
+
+METHODS = {"edit": _edit, "uniform": _uniform, "retrain": _retrain, "kNN-LM": _remember, "FaE": _edit_fae}
 
 # %% ../nbs/40_sweep.ipynb #check-run
 METHOD_VERSION = 1  # raised when a change of ours makes other rows from the same settings
@@ -87,6 +122,9 @@ _CHOICES = {
     "object_frequency": ("relation", "global"),
     "start": ("RI", "pretrained", "FT"),
     "method": tuple(METHODS),
+    "key_layer": (*KEY_LAYERS, None),
+    "remembered": ("modified", "all", None),
+    "group": ("none", "AWT", "middle+AWT", "last+AWT", "all", None),
 }
 _WHOLE = {"num_subjects": 1, "max_evidences": 1, "num_modified": 1, "min_steps": 1, "steps": 1, "seed": 0}  # and their least values
 
@@ -108,7 +146,27 @@ def _check(run: Run) -> None:
         raise ValueError(f"model must be a name, not {run.model!r}")
     if isinstance(run.relations, str):
         raise ValueError(f"relations must be a list of names, not {run.relations!r}")
+    _check_memories(run)
     _ = run.data, run.finetuning, run.make_config(1)  # each checks its own settings
+
+
+def _check_memories(run: Run) -> None:
+    "Refuse settings of kNN-LM and of FaE that are missing, or that another method has."
+    if (run.epsilon is not None) + (run.epsilon_quantile is not None) != (run.method == "kNN-LM"):
+        given = f"{run.epsilon!r} and {run.epsilon_quantile!r}"
+        raise ValueError(f"kNN-LM takes either epsilon or epsilon_quantile, and other methods neither; found {given}")
+    if run.epsilon is not None:
+        _ = NearestWithin(run.epsilon)
+    if run.epsilon_quantile is not None and not 0 <= run.epsilon_quantile <= 1:
+        raise ValueError(f"epsilon_quantile must lie in 0..1, not {run.epsilon_quantile!r}")
+    if (run.group is not None) != (run.method == "FaE"):
+        raise ValueError(f"FaE takes a group of its weights, and other methods none; found {run.group!r}")
+    if run.method == "FaE" and run.start != "FT":
+        raise ValueError(f"FaE starts from FT, not from {run.start!r}")
+
+# %% ../nbs/40_sweep.ipynb #effective
+_TRAINING = {"norm", "radius", "learning_rate", "batch_size", "epochs", "min_steps", "steps"}
+_OF_METHODS = {"kNN-LM": {"epsilon", "epsilon_quantile", "key_layer", "remembered"}, "FaE": {"group", "tables", "coverage", "null_rate"}}  # and of no other
 
 
 def _effective(run: Run) -> dict:
@@ -120,6 +178,16 @@ def _effective(run: Run) -> dict:
         idle |= {"finetuning_steps", "finetuning_batch_size", "finetuning_learning_rate"}
     if run.steps is not None:
         idle |= {"epochs", "min_steps"}
+    if run.penalty is None:
+        idle |= {"penalty_weight"}
+    if run.method in _OF_METHODS:
+        idle |= {"blocks", "unmodified_per_modified", "warmup", "schedule", "dropout", "penalty", "penalty_weight"}
+    if run.method == "kNN-LM" or run.group == "none":
+        idle |= _TRAINING
+    if run.method == "FaE":
+        idle |= {"finetuning_steps", "finetuning_batch_size", "finetuning_learning_rate"}
+    for method, settings in _OF_METHODS.items():
+        idle |= settings if run.method != method else set()
     return {name: value for name, value in values.items() if value is not None and name not in idle}
 
 # %% ../nbs/40_sweep.ipynb #run
@@ -153,6 +221,16 @@ class Run:
     warmup: float = 0.0
     schedule: str = "constant"
     dropout: float | None = 0.0
+    penalty: str | None = None  # "ewc" or "kl"
+    penalty_weight: float = 0.0  # lambda
+    epsilon: float | None = None  # of kNN-LM, as a distance; or
+    epsilon_quantile: float | None = None  # as the share of unmodified training sentences that lie within
+    key_layer: str | None = None  # of kNN-LM; None: the last hidden state
+    remembered: str | None = None  # by kNN-LM: "modified" (None) or "all"
+    group: str | None = None  # of FaE's weights: "none", "AWT", "middle+AWT", "last+AWT", "all"
+    tables: bool | None = None  # of FaE: whether its tables of entities and relations are trained as well
+    coverage: float | None = None  # of the facts FaE's memory held in FT; None: as `FaeRecipe` has it
+    null_rate: float | None = None  # of the sentences that FaE's FT hid the fact of; None: as `FaeRecipe` has it
 
     def __post_init__(self):
         for name in ("blocks", "relations"):
@@ -174,7 +252,15 @@ class Run:
     @property
     def starting_point(self) -> Start:
         "The model to start from."
+        if self.method == "FaE":  # `fae_starts` goes on from there
+            return Start(self.model, "pretrained")
         return Start(self.model, self.start, *((self.data, self.finetuning) if self.start == "FT" else ()))
+
+    @property
+    def fae_recipe(self) -> FaeRecipe | None:
+        "How the FaE to start from is made, if it is one."
+        given = {name: value for name, value in (("coverage", self.coverage), ("null_rate", self.null_rate)) if value is not None}
+        return replace(FaeRecipe(), **given) if self.method == "FaE" else None
 
     @property
     def settings(self) -> dict:
@@ -185,16 +271,20 @@ class Run:
     @property
     def key(self) -> str:
         "The hash of all that decides the row; a made model counts by its recipe."
-        return hash_settings(_effective(self) | {"version": METHOD_VERSION, "model": Start(self.model, "pretrained").settings})
+        recipes = {"model": Start(self.model, "pretrained").settings} | ({"fae": asdict(self.fae_recipe)} if self.fae_recipe else {})
+        return hash_settings(_effective(self) | recipes | {"version": METHOD_VERSION})
+
+    def count_steps(self, num_evidences: int) -> int:
+        "How long to train, on so many training evidences of modified facts."
+        return self.steps or max(self.min_steps, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
 
     def make_config(self, num_evidences: int) -> ModificationConfig:
         "The settings of the edit, for so many training evidences of modified facts."
         config = ModificationConfig(
             self.blocks, self.norm, self.radius, self.learning_rate, None, self.epochs, self.batch_size, self.unmodified_per_modified,
-            self.warmup, self.schedule, self.dropout, self.seed,
+            self.warmup, self.schedule, self.dropout, self.seed, self.penalty, self.penalty_weight,
         )
-        steps = self.steps or max(self.min_steps, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
-        return replace(config, steps=steps, epochs=None)
+        return replace(config, steps=self.count_steps(num_evidences), epochs=None)
 
 # %% ../nbs/40_sweep.ipynb #expand-grid
 def expand_grid(
@@ -236,18 +326,37 @@ def _drawn_by(run: Run) -> tuple:
     "What decides which facts are drawn."
     return run.data, run.model, run.facts, _effective(run)["drawn_from"], run.object_frequency, run.num_modified, run.seed
 
+# %% ../nbs/40_sweep.ipynb #start
+def _starts_from(run: Run) -> tuple[FaeRecipe | None, Start, Data]:
+    "What decides the model that a run starts from: FaE's recipe if it is one, what it is made of, and of what data."
+    return run.fae_recipe, run.starting_point, run.data
+
+
+def _find(fae_recipe: FaeRecipe | None, start: Start, data: Data, places: Places) -> tuple[MaskedLM | FactsAsExperts, dict[str, str]]:
+    "The model that a run starts from, and hashes."
+    return find_start(start, places) if fae_recipe is None else find_fae(data, start.model, places, fae_recipe)
+
+
+def _answers(model: MaskedLM | FactsAsExperts, evidence: Sequence[Evidence]) -> list[bool]:
+    "Which questions a model answers."
+    return answer_questions(model, evidence)["correct"].tolist() if isinstance(model, FactsAsExperts) else model.answers(evidence)
+
 
 @lru_cache(maxsize=2)
-def _answered_by_start(start: Start, data: Data, places: Places) -> dict[tuple[str, str], bool]:
+def _answered_before(fae_recipe: FaeRecipe | None, start: Start, data: Data, places: Places) -> dict[tuple[str, str], bool]:
     "Which test questions the start answers, by fact and text."
     benchmark, _ = load_benchmark(data, start.model, places)
-    right = find_start(start, places)[0].answers(benchmark.test)
+    right = _answers(_find(fae_recipe, start, data, places)[0], benchmark.test)
     return {(one.fact.id, one.text): answer for one, answer in zip(benchmark.test, right)}
 
 # %% ../nbs/40_sweep.ipynb #measure
-def _measure(edited: MaskedLM, modified: ModifiedBenchmark) -> dict[str, float]:
-    "The accuracies of a row, in percent."
-    accuracy = evaluate(edited, modified)
+def _measure(edited: MaskedLM | FactsAsExperts, modified: ModifiedBenchmark, before: list[bool]) -> dict[str, float]:
+    "The accuracies of a row, in percent; of a memory, also whose answers it took, or where answers came from."
+    more, accuracy = {}, evaluate_fae(edited, modified) if isinstance(edited, FactsAsExperts) else evaluate(edited, modified)
+    if isinstance(edited, NeighborLM):
+        more = count_lost(accuracy.per_fact, before, modified)
+    if isinstance(edited, FactsAsExperts):
+        more = describe_answers(accuracy)
     unmodified = accuracy.per_fact[~accuracy.per_fact["modified"]]
     heldout = unmodified["fact_id"].map(is_heldout)
     return {
@@ -258,6 +367,7 @@ def _measure(edited: MaskedLM, modified: ModifiedBenchmark) -> dict[str, float]:
         "unmodified_accuracy_by_fact": accuracy.unmodified_by_fact,
         "unmodified_accuracy_heldout": 100 * float(unmodified.loc[heldout, "correct"].mean()),
         "unmodified_accuracy_reported": 100 * float(unmodified.loc[~heldout, "correct"].mean()),
+        **more,
     }
 
 # %% ../nbs/40_sweep.ipynb #compute-row
@@ -266,17 +376,17 @@ def compute_row(
     places: Places,
 ) -> dict:  # plain data
     "Modify the facts of a run and measure what that did."
-    masked_lm, hashes = find_start(run.starting_point, places)
+    model, hashes = _find(*_starts_from(run), places)
     modified = _draw(*_drawn_by(run), places)
-    known = _answered_by_start(run.starting_point, run.data, places)
+    known, knew = _answered_before(*_starts_from(run), places), _answers(model, modified.modified_test)
     before = [known[one.fact.id, one.text] for one in modified.unmodified_test]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        edited, outcome = METHODS[run.method](masked_lm, modified, run)
+        edited, outcome = METHODS[run.method](model, modified, run)
     return {
         **run.settings,
-        **_measure(edited, modified),
-        "modified_accuracy_before": measure_accuracy(masked_lm, modified.modified_test),
+        **_measure(edited, modified, before),
+        "modified_accuracy_before": 100 * sum(knew) / len(knew),
         "unmodified_accuracy_before": 100 * sum(before) / len(before),
         "majority_share": modified.majority_share,
         **outcome,
@@ -455,10 +565,10 @@ def _on_dask(task: Callable, items: Sequence, jobs: int, scheduler: str | None) 
 _ENGINES = {"local": _locally, "dask": _on_dask}
 
 # %% ../nbs/40_sweep.ipynb #make-starts
-def _make_start(start: Start, places: Places) -> None:
+def _make_start(start: tuple[FaeRecipe | None, Start, Data], places: Places) -> None:
     "Make a starting point; what fails here will fail in its rows, and be recorded there."
     with contextlib.suppress(Exception), _quietly(places.threads):
-        find_start(start, places)
+        _find(*start, places)
 
 
 def _bury(run: Run, store: Path, places: Places) -> str:
@@ -472,7 +582,7 @@ def _bury(run: Run, store: Path, places: Places) -> str:
 
 def _order(run: Run) -> tuple:
     "Runs of one starting point together, and in these, runs of one S."
-    return run.starting_point.key, repr(_drawn_by(run))
+    return repr(run.fae_recipe), run.starting_point.key, repr(_drawn_by(run))
 
 # %% ../nbs/40_sweep.ipynb #run-sweep
 def run_sweep(
@@ -497,7 +607,7 @@ def run_sweep(
     missing = sorted((run for key, run in runs.items() if key not in finished), key=_order)
     execute = partial(_ENGINES[engine], jobs=jobs, scheduler=scheduler)
     with _Progress(len(runs), len(runs) - len(missing), progress) as bar:
-        starts = list(dict.fromkeys(run.starting_point for run in missing))
+        starts = list(dict.fromkeys(map(_starts_from, missing)))
         bar.say(f"first {len(starts)} starting points")
         _ = list(execute(partial(_make_start, places=places), starts))
         for wait in (False, True):

@@ -1,0 +1,195 @@
+"""Training FaE, and editing its symbols and weights together."""
+import functools
+import math
+import warnings
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from test_fae import SHAPE, same_memory, tiny_fae
+from tiny_models import assert_untouched, make_small_world, same_bits, snapshot, tiny_bert
+
+from modmem.fae import FactMemory, copy_fae, partition_parameters, select_group
+from modmem.fae_editing import FaeEditConfig, modify_fae, resolve_conflicts, run_fae_trial
+from modmem.fae_training import FaeRecipe, answer_questions, evaluate_fae, finetune_fae, train_fae
+from modmem.fact_memory import relink_facts
+from modmem.facts import Benchmark
+from modmem.finetuning import FinetuningConfig
+from modmem.masked_lm import hash_weights
+from modmem.modification import sample_modifications
+
+FOUR = make_small_world(4)  # 32 facts
+TRAINING = FinetuningConfig(steps=250, batch_size=32, learning_rate=3e-3, max_gradient_norm=1.0)
+
+
+@functools.cache
+def overfitted():
+    "A FaE that knows 32 facts, and has learned to find them in its memory."
+    return train_fae(tiny_bert(), FOUR, FaeRecipe(SHAPE, coverage=1.0, null_rate=0.2, finetuning=TRAINING))
+
+
+def test_it_learns_32_facts_and_where_they_are_written():
+    fae, losses = overfitted()
+    answers = answer_questions(fae, FOUR.train)
+    assert answers["retrieved"].mean() > 0.98 and answers["correct"].mean() > 0.98
+    assert losses[0] > 3 * sum(losses[-10:]) / 10
+
+
+def test_training_is_repeatable_and_leaves_the_model_alone():
+    fae = tiny_fae(FOUR)
+    before = snapshot(fae)
+    config = FinetuningConfig(steps=2, batch_size=8, learning_rate=1e-3)
+    one, two = (finetune_fae(fae, FOUR.train, config, null_rate=0.5) for _ in range(2))
+    assert one[1] == two[1] and hash_weights(one[0]) == hash_weights(two[0]) != hash_weights(fae)
+    assert_untouched(fae, before)
+    assert finetune_fae(fae, FOUR.train, config)[1] != one[1]
+
+
+def test_training_refuses_what_it_cannot_do():
+    fae = tiny_fae(FOUR)
+    config = FinetuningConfig(steps=1, batch_size=8)
+    for options in ({"null_rate": 1.1}, {"losses": ("words",)}, {"losses": ()}):
+        with pytest.raises(ValueError, match="null_rate"):
+            finetune_fae(fae, FOUR.train, config, **options)
+    with pytest.raises(ValueError, match="rehearsal"):
+        finetune_fae(fae, FOUR.train, FinetuningConfig(steps=1, unmodified_per_modified=1.0))
+
+
+def test_the_loss_is_the_sum_of_four_cross_entropies_by_sentence():
+    from modmem.fae_training import _Objective
+    from modmem.fact_memory import encode_facts
+    from modmem.pretraining import slot_loss
+
+    fae = tiny_fae(FOUR)
+    encoded = encode_facts(fae, FOUR.train[:6])
+    objective = _Objective(fae, ("entity", "context", "answer", "fact"))
+    rows = objective.batch(encoded, [False] * 5 + [True])
+    with torch.no_grad():
+        output, read = fae(rows.read), rows.read
+        cross = torch.nn.functional.cross_entropy
+        expected = cross(output.entity_scores, read.mention_labels) + cross(output.context_scores, read.mention_labels)
+        expected = expected + cross(output.answer_scores, read.answers) + cross(output.fact_scores, read.facts)
+        torch.testing.assert_close(slot_loss(objective, rows), expected)
+
+
+@pytest.mark.parametrize("group", ["AWT", "middle+AWT", "last+AWT", "all"])
+def test_only_the_group_moves_and_only_inside_the_ball(group):
+    fae, modified = tiny_fae(FOUR), sample_modifications(FOUR, 4)
+    before, radius = snapshot(fae), 0.002
+    edit = modify_fae(fae, modified, FaeEditConfig(group, radius=radius, learning_rate=1e-3, steps=4, batch_size=8))
+    assert_untouched(fae, before)
+    edited = copy_fae(fae)
+    edit.apply(edited)
+    chosen, after = set(select_group(fae, group)), dict(edited.model.named_parameters())
+    assert set(edit.weights.bits) == chosen
+    for name, weight in fae.model.named_parameters():
+        change = (after[name] - weight).abs().max()
+        assert change <= radius * (1 + 1e-4) and (name in chosen or same_bits(after[name], weight)), name
+    assert edit.outcome["max_change"] >= 0.9 * radius and edit.outcome["relinked"] == 4
+    edit.undo(edited)
+    assert hash_weights(edited) == hash_weights(fae) and same_memory(edited.memory, fae.memory)
+
+
+def test_an_edit_is_applied_and_undone_whole_or_not_at_all():
+    fae, modified = tiny_fae(FOUR), sample_modifications(FOUR, 4)
+    edit = modify_fae(fae, modified, FaeEditConfig("AWT", radius=0.001, steps=1))
+    other, memory = copy_fae(fae), fae.memory
+    with torch.no_grad():
+        other.model.null_key.add_(1)
+    before = snapshot(other)
+    with pytest.raises(ValueError, match="applied to the model"):
+        edit.apply(other)
+    assert other.memory is memory
+    assert_untouched(other, before)
+    other.memory = relinked = copy_relinked(fae, modified)
+    with pytest.raises(ValueError, match="undone on the model"):
+        edit.undo(other)
+    assert other.memory is relinked
+
+
+def copy_relinked(fae, modified):
+    "The memory of a FaE after the symbolic edit."
+    twin = copy_fae(fae, [])
+    relink_facts(twin, modified.modified_facts).apply(twin)
+    return twin.memory
+
+
+def test_the_tables_move_on_request():
+    fae, modified = tiny_fae(FOUR), sample_modifications(FOUR, 2)
+    edit = modify_fae(fae, modified, FaeEditConfig("AWT", tables=True, radius=0.001, steps=1))
+    assert set(edit.weights.bits) == set(select_group(fae, "AWT")) | set(partition_parameters(fae)["tables"])
+
+
+def test_settings_are_checked():
+    for options in ({"group": "AWT"}, {"group": "AWT", "radius": 0}, {"group": "all", "radius": "1e-3"}, {"group": "none", "steps": 0}):
+        with pytest.raises(ValueError):
+            FaeEditConfig(**options)
+    with pytest.raises(ValueError, match="group must be"):
+        modify_fae(tiny_fae(FOUR), sample_modifications(FOUR, 1), FaeEditConfig("blocks", radius=1.0))
+    with pytest.warns(UserWarning, match="constrains nothing"):
+        modify_fae(tiny_fae(FOUR), sample_modifications(FOUR, 1), FaeEditConfig("AWT", radius=1.0, steps=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        modify_fae(tiny_fae(FOUR), sample_modifications(FOUR, 1), FaeEditConfig("AWT", radius=math.inf, steps=1))
+
+
+def test_symbols_alone_change_no_weight_and_weights_alone_no_symbol():
+    fae, modified = tiny_fae(FOUR), sample_modifications(FOUR, 4)
+    symbols = modify_fae(fae, modified, FaeEditConfig("none"))
+    assert symbols.weights is None and symbols.outcome == {"relinked": 4, "inserted": 0, "skipped": 0}
+    weights = modify_fae(fae, modified, FaeEditConfig("AWT", symbolic=False, radius=0.001, steps=1))
+    assert weights.symbols is None and weights.outcome["relinked"] == 0
+    nothing = modify_fae(fae, modified, FaeEditConfig("none", symbolic=False))
+    assert nothing.symbols is nothing.weights is None
+
+
+def test_a_rewritten_fact_is_answered_where_training_says_so():
+    fae, _ = overfitted()
+    on_training = Benchmark(FOUR.facts, FOUR.train, FOUR.train)
+    modified = sample_modifications(on_training, 6, seed=1)
+    untrained = evaluate_fae(fae, modified)
+    trained = run_fae_trial(fae, modified, FaeEditConfig("AWT", radius=0.1, learning_rate=5e-3, steps=40, batch_size=32))
+    assert untrained.modified < 20 and trained["modified_accuracy"] > 90 and trained["unmodified_accuracy"] > 50
+    scaled = copy_fae(fae, [])
+    relink_facts(fae, modified.modified_facts).apply(scaled)
+    alone = evaluate_fae(scaled, modified)
+    assert alone.unmodified == untrained.unmodified  # every question retrieves its own fact
+    assert evaluate_fae(resolve_conflicts(scaled, context_scale=0.0), modified).modified > 99 >= alone.modified - 1
+
+
+def test_a_trial_says_what_happened():
+    fae, modified = tiny_fae(FOUR), sample_modifications(FOUR, 4)
+    row = run_fae_trial(fae, modified, FaeEditConfig("AWT", radius=0.001, steps=1, seed=3))
+    accuracy = evaluate_fae(fae, modified)
+    assert row["group"] == "AWT" and row["seed"] == 3 and row["num_modified"] == row["relinked"] == 4 and row["steps"] == 1
+    for side in ("modified", "unmodified"):
+        assert 0 <= row[f"{side}_null_probability"] <= 1 and row[f"{side}_context_norm"] > 0
+        for kind in ("accuracy", "entity_accuracy", "context_accuracy", "retrieved"):
+            assert 0 <= row[f"{side}_{kind}"] <= 100
+    assert {"subject", "text", "expected", "after", "correct", "entity_correct", "norm_ratio"} <= set(accuracy.per_fact)
+    assert len(accuracy.per_fact) == 32 and accuracy.per_fact["modified"].sum() == 4
+
+
+def test_a_label_that_two_entities_share_is_right_by_token_and_wrong_by_entity():
+    world = make_small_world(2)
+    facts = [replace(fact, object_id=f"O{number}") for number, fact in enumerate(world.facts)]
+    facts[8] = replace(facts[8], object=facts[0].object)
+    by_id = {fact.id: fact for fact in facts}
+    renamed = Benchmark(tuple(facts), (), tuple(replace(one, fact=by_id[one.fact.id]) for one in world.test))
+    fae = tiny_fae(renamed, null_bias=-1e9)
+    with torch.no_grad():
+        fae.model.entities.copy_(torch.nn.functional.normalize(fae.model.entities, dim=-1))
+    first = fae.names.entity_rows["O0"]  # what the memory says of everything
+    fae.memory = FactMemory(fae.memory.keys, torch.full_like(fae.memory.tails, first), fae.memory.replaced)
+    answers = answer_questions(fae, renamed.test)
+    assert (answers["after"] == facts[0].object).all()
+    assert answers["correct"].tolist() == [fact.object == facts[0].object for fact in facts]
+    assert answers.index[answers["entity_correct"]].tolist() == [0]
+
+
+def test_asking_in_batches_of_any_size_gives_the_same_answers():
+    fae, _ = overfitted()
+    one, other = (answer_questions(fae, FOUR.test, batch_size=size) for size in (7, 32))
+    assert one["after"].equals(other["after"])
+    pd.testing.assert_frame_equal(one, other, rtol=1e-3)
