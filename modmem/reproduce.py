@@ -437,7 +437,7 @@ def _fingerprint(artefact: Artefact, table: pd.DataFrame, known: Path) -> str:
     package = Path(modmem.__file__).parent
     sources = [*package.glob("*.py"), *package.glob("published/*.csv"), *package.parent.glob("figures/published/*.csv")]
     parameters = {name: value for name, value in artefact.parameters.items() if name not in ("jobs", "engine", "scheduler")}
-    digest = hashlib.sha256(json.dumps([artefact.name, parameters], sort_keys=True).encode())
+    digest = hashlib.sha256(repr((artefact.name, sorted(parameters.items()))).encode())
     for path in [artefact.path, *sorted(sources)]:
         digest.update(path.read_bytes())
     rows = table[table["key"].isin({run.key for run in artefact.runs})].drop(columns="seconds", errors="ignore")
