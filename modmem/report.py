@@ -300,9 +300,10 @@ def draw_tradeoff(
             handles.append(Line2D([], [], color=color, marker=marker, linestyle=line, linewidth=1, markersize=3.5, label=label))
         keys = [
             Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=4, label="grows with the radius"),
-            Line2D([], [], color="0.1", marker="x", linestyle="none", markersize=4, label="no constraint"),
             *([Patch(color="0.4", alpha=0.3, linewidth=0, label=note)] if note else []),
         ]
+        if np.isinf(summary["radius"].astype(float)).any():
+            keys.insert(1, Line2D([], [], color="0.1", marker="x", linestyle="none", markersize=4, label="no constraint"))
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
         axes.set(xlabel="unmodified facts, A$_{F\\backslash S}$ (%)", ylabel="modified facts, A$_M$ (%)")
         figure.legend(handles=handles, title=curve_label, loc="outside upper center", ncols=math.ceil(len(handles) / math.ceil(len(handles) / 3)))
@@ -358,6 +359,9 @@ _TITLES = {
     "equal_steps": "A control: as many steps for every number of facts",
     "norms": "Two norms: L-infinity beside L2",
     "learning_rates": "The learning rate",
+    "constraints": "Other constraints, at the same accuracy on modified facts",
+    "ablation": "How facts and new objects are drawn",
+    "radius_choice": "How much choosing the radius flatters",
 }
 
 
@@ -482,7 +486,7 @@ def _render_absent(name: str, published: str | Path | None, folder: Path) -> str
     "Say that an artefact was not run, and what the paper has."
     text = f"# {_TITLES[name]}\n\n**not run**"
     if not name.startswith("table"):
-        return _render_markdown(f"{text}, and the paper prints no values", folder)
+        return _render_markdown(text + ", and the paper prints no values" * name.startswith("figure"), folder)
     paper = load_published(name, published)
     values = [column for column in paper if column.endswith(("_accuracy", "_change")) or column in ("questions", "facts")]
     settings = [column for column in paper if column not in (*values, "note") and not column.endswith("_se")]
