@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,12 +16,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from joblib.externals.loky import get_reusable_executor
+from test_fae import tiny_fae
 from tiny_models import WORLD, same_bits, same_weights, tiny_bert
 
 from modmem import sweep
 from modmem.blocks import select_parameters
 from modmem.editor import ModificationConfig
+from modmem.fae_training import evaluate_fae
 from modmem.files import DataError
+from modmem.knn_lm import NeighborLM
 from modmem.masked_lm import save_masked_lm
 from modmem.modification import sample_modifications
 from modmem.starts import RECIPES, Places, Start, find_start
@@ -34,6 +37,8 @@ RUN = Run(
 )
 GRID = [replace(RUN, blocks=blocks, radius=radius, seed=seed) for blocks in (0, 2) for radius in (0.01, math.inf) for seed in (0, 1)]
 LONG = [replace(run, steps=40) for run in GRID[:6]]
+KNN = replace(RUN, method="kNN-LM", epsilon=math.inf)
+FAE = replace(RUN, method="FaE", start="FT", group="AWT")
 TREX = Run(benchmark="trex", relations=("P19",), max_evidences=3)
 
 
@@ -80,7 +85,13 @@ def files(store):
 
 def test_key_of_a_run_is_stable():
     "A change here orphans all rows there are: raise METHOD_VERSION if it is meant, or else mend it."
-    assert Run(model="bert-base-uncased").key == "06deeaaa88d6de1d"
+    bert = {"model": "bert-base-uncased"}
+    assert Run(**bert).key == "06deeaaa88d6de1d"
+    fta = {"start": "pretrained", "blocks": [0, 3], "norm": "l2", "radius": 0.5, "unmodified_per_modified": 1.0}
+    assert Run(**bert, **fta).key == "81e30f803d0b8ac1" and Run(**bert, method="uniform").key == "a705ee21bac27c6d"
+    assert Run(**bert, method="retrain", benchmark="zsre").key == "d8fc5bd28282082d"
+    assert Run(**bert, start="pretrained", method="kNN-LM", epsilon=6.0).key == "0043c1946f9deb92"
+    assert Run(**bert, method="FaE", group="AWT", radius=0.001).key == "aaa8234945678774"
     assert TREX.key != Run(benchmark="trex", relations=["P19"]).key == Run(benchmark="trex", relations=("P19",)).key
 
 
@@ -89,13 +100,17 @@ CHANGES = {
     "object_frequency": "global", "num_modified": 31, "seed": 1, "model": "large", "start": "pretrained", "finetuning_steps": 599,
     "finetuning_batch_size": 63, "finetuning_learning_rate": 2e-3, "method": "uniform", "blocks": 3, "norm": "l2", "radius": 0.1,
     "unmodified_per_modified": 1.0, "learning_rate": 2e-3, "batch_size": 127, "epochs": 9.0, "min_steps": 71, "steps": 70,
-    "warmup": 0.1, "schedule": "linear", "dropout": None,
+    "warmup": 0.1, "schedule": "linear", "dropout": None, "penalty_weight": 2.0, "epsilon": 2.0, "epsilon_quantile": 0.6,
+    "key_layer": "penultimate", "remembered": "all", "group": "all", "tables": True, "coverage": 0.5, "null_rate": 0.1,
 }
+BASES = {"relations": TREX, "max_evidences": TREX, "penalty_weight": Run(penalty="kl", penalty_weight=1.0)}
+BASES |= dict.fromkeys(("epsilon", "key_layer", "remembered"), KNN) | {"epsilon_quantile": replace(KNN, epsilon=None, epsilon_quantile=0.5)}
+BASES |= dict.fromkeys(("group", "tables", "coverage", "null_rate"), FAE)
 
 
-@pytest.mark.parametrize("name", [one.name for one in fields(Run)])
+@pytest.mark.parametrize("name", [one.name for one in fields(Run) if one.name != "penalty"])
 def test_every_setting_counts(name):
-    base = TREX if name in ("relations", "max_evidences") else Run()
+    base = BASES.get(name, Run())
     assert replace(base, **{name: CHANGES[name]}).key != base.key
 
 
@@ -111,6 +126,32 @@ def test_a_setting_without_effect_is_neither_in_the_key_nor_in_the_row(base, idl
     other = replace(base, **idle)
     assert other.key == base.key and other.settings == base.settings and other != base
     assert "drawn_from" in idle or not set(idle) & set(base.settings)
+
+
+def test_a_penalty_counts_with_its_weight():
+    penalised = replace(RUN, penalty="ewc", penalty_weight=0.5)
+    assert len({RUN.key, penalised.key, replace(penalised, penalty="kl").key}) == 3
+    assert not {"penalty", "penalty_weight"} & set(RUN.settings)
+
+
+TRAINING = {"radius": 0.5, "learning_rate": 0.1, "batch_size": 3, "epochs": 2.0, "min_steps": 5, "steps": 4, "norm": "l2", "blocks": 2,
+            "unmodified_per_modified": 1.0, "warmup": 0.1, "schedule": "linear", "dropout": 0.1}  # fmt: skip
+
+
+@pytest.mark.parametrize("base", [KNN, replace(KNN, epsilon=None, epsilon_quantile=0.5), replace(FAE, group="none")])
+def test_without_training_none_of_its_settings_count(base):
+    assert not set(TRAINING) & set(base.settings)
+    for name, value in TRAINING.items():
+        assert replace(base, **{name: value}).key == base.key, name
+
+
+def test_fae_counts_its_radius_and_its_recipe_and_not_how_a_bert_is_fine_tuned():
+    assert {"radius", "norm", "steps"} <= set(replace(FAE, steps=3).settings) and "blocks" not in FAE.settings
+    assert replace(FAE, finetuning_steps=3).key == FAE.key != replace(FAE, radius=0.1).key
+    others = [replace(FAE, coverage=0.5), replace(FAE, null_rate=0.1)]
+    assert len({sweep._starts_from(run) for run in (FAE, replace(FAE, group="none"), *others)}) == 3, "a start for each recipe"
+    assert [asdict(run.fae_recipe)[name] for run, name in zip(others, ("coverage", "null_rate"))] == [0.5, 0.1]
+    assert FAE.starting_point == Start("mine", "pretrained") and RUN.fae_recipe is None
 
 
 def test_retraining_counts_the_settings_of_ft():
@@ -143,6 +184,22 @@ def test_settings_that_no_row_has_are_refused_with_their_value(name, value):
     with pytest.raises(ValueError, match=f"{name}|{name.removeprefix('finetuning_')}") as error:
         Run(**{name: value})
     assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "value"),
+    [({"method": "kNN-LM"}, "None and None"), ({"method": "kNN-LM", "epsilon": 1.0, "epsilon_quantile": 0.5}, "1.0 and 0.5"),
+     ({"epsilon": 1.5}, "1.5 and None"), ({"method": "uniform", "epsilon_quantile": 0.5}, "None and 0.5"),
+     ({"method": "kNN-LM", "epsilon": -1.0}, "-1.0"), ({"method": "kNN-LM", "epsilon": math.nan}, "nan"), ({"method": "kNN-LM", "epsilon_quantile": 1.1}, "1.1"),
+     ({"method": "kNN-LM", "epsilon": 1.0, "key_layer": "first"}, "'first'"), ({"method": "kNN-LM", "epsilon": 1.0, "remembered": "some"}, "'some'"),
+     ({"group": "AWT"}, "'AWT'"), ({"method": "FaE"}, "None"), ({"method": "FaE", "group": "awt"}, "'awt'"),
+     ({"method": "FaE", "group": "AWT", "start": "pretrained"}, "'pretrained'"), ({"method": "FaE", "group": "none", "start": "RI"}, "'RI'"),
+     ({"penalty": "kl"}, "'kl' and 0.0"), ({"penalty_weight": 1.0}, "None and 1.0"), ({"penalty": "l1", "penalty_weight": 1.0}, "'l1'")],
+)
+def test_settings_that_do_not_go_together_are_refused_with_their_values(settings, value):
+    with pytest.raises(ValueError) as error:
+        Run(**settings)
+    assert value in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +270,7 @@ def test_facts_to_choose_by_are_never_modified_in_a_reported_row_and_are_measure
     knows = [one.fact.id for number, one in enumerate(WORLD.test) if is_heldout(one.fact.id) or number % 2]
     monkeypatch.setattr(sweep, "evaluate", lambda edited, modified: fake_accuracy(modified, knows))
     modified = sweep._draw(*sweep._drawn_by(RUN), places)
-    measured = sweep._measure(Knows(), modified)
+    measured = sweep._measure(Knows(), modified, [])
     held = sum(is_heldout(fact.id) for fact in benchmark)
     assert measured["unmodified_accuracy_heldout"] == 100
     parts = held * 100 + (92 - held) * measured["unmodified_accuracy_reported"]
@@ -267,6 +324,83 @@ def test_retrain_is_ft_on_the_modified_benchmark():
     edited, outcome = METHODS["retrain"](tiny_bert(), modified, run)
     again, _ = sweep.finetune(tiny_bert(), modified.modified_train + modified.unmodified_train, run.finetuning)
     assert outcome["steps"] == 3 and same_weights(edited, again)
+
+
+# memories
+
+
+@pytest.fixture(scope="module")
+def four():
+    return sample_modifications(WORLD, 4, 0)
+
+
+def test_a_memory_that_always_answers_gives_remembered_objects_and_one_that_never_does_changes_nothing(four):
+    model, remembered = tiny_bert(), {one.fact.object for one in four.modified_train}
+    always, outcome = METHODS["kNN-LM"](model, four, KNN)
+    assert isinstance(always, NeighborLM) and outcome["num_keys"] == len(four.modified_train) and outcome["epsilon_used"] == math.inf
+    claimed = [[replace(one, fact=replace(one.fact, object=name)) for name in remembered] for one in four.modified_test]
+    assert all(any(always.answers(names)) for names in claimed) and not all(any(model.answers(names)) for names in claimed)
+    never, outcome = METHODS["kNN-LM"](model, four, replace(KNN, epsilon=0.0))
+    assert never.answers(WORLD.test) == model.answers(WORLD.test) and outcome["within_epsilon"] == 0
+
+
+def test_a_quantile_is_the_share_of_unmodified_sentences_within_epsilon(four):
+    runs = [replace(KNN, epsilon=None, epsilon_quantile=quantile) for quantile in (0.0, 0.25, 1.0)]
+    outcomes = [METHODS["kNN-LM"](tiny_bert(), four, run)[1] for run in runs]
+    shares = [one["within_epsilon"] for one in outcomes]
+    assert shares[:2] == pytest.approx([0, 25], abs=1) and 80 < shares[2] < 100, "objects of as many pieces as no remembered one has are out of reach"
+    assert outcomes[0]["epsilon_used"] < outcomes[1]["epsilon_used"] < outcomes[2]["epsilon_used"]
+    again = METHODS["kNN-LM"](tiny_bert(), four, replace(KNN, epsilon=outcomes[1]["epsilon_used"]))[1]
+    assert again == outcomes[1], "one threshold, written in two ways"
+
+
+def test_a_row_of_knn_lm_says_whose_answers_were_lost(places):
+    never, always, everything = (
+        compute_row(replace(KNN, **more), places) for more in ({"epsilon": 0.0}, {"epsilon": math.inf}, {"remembered": "all", "key_layer": "penultimate"})
+    )
+    for kind in ("modified", "unmodified"):
+        assert never[f"{kind}_accuracy"] == never[f"{kind}_accuracy_before"] == always[f"{kind}_accuracy_before"]
+    known = never["unmodified_accuracy_before"] * 92 / 100
+    assert never["num_sharing"] + never["num_others"] == pytest.approx(known)
+    assert never["epsilon"] == 0.0 and "epsilon_quantile" not in never and {"lost_sharing", "lost_others"} <= set(never)
+    assert everything["num_keys"] == len(WORLD.train) and always["num_keys"] == 4 * len(WORLD.train) // len(WORLD.facts)
+    assert everything["key_layer"] == "penultimate" and everything["unmodified_accuracy"] > always["unmodified_accuracy"]
+
+
+@pytest.fixture
+def fae(monkeypatch):
+    "A FaE of random weights where a trained one is looked for; the recipes it was looked for by."
+    model, asked = tiny_fae(), []
+    monkeypatch.setattr(sweep, "find_fae", lambda data, name, places, recipe: asked.append(recipe) or (model, {"start_hash": "f", "pretrained_hash": "p"}))
+    sweep._answered_before.cache_clear()
+    yield model, asked
+    sweep._answered_before.cache_clear()
+
+
+def test_a_row_of_fae_is_measured_before_and_after_its_edit(places, fae):
+    model, asked = fae
+    none, trained = compute_row(replace(FAE, group="none"), places), compute_row(replace(FAE, coverage=0.5), places)
+    modified = sweep._draw(*sweep._drawn_by(FAE), places)
+    before = evaluate_fae(model, modified)
+    for row in (none, trained):
+        assert row["modified_accuracy_before"] == pytest.approx(before.modified) and row["unmodified_accuracy_before"] == pytest.approx(before.unmodified)
+        assert row["relinked"] == 4 and row["inserted"] == row["skipped"] == 0 and 0 <= row["modified_null_probability"] <= 1
+        assert row["start_hash"] == "f" and row["pretrained_hash"] == "p"
+    assert not {"radius", "steps", "final_loss", "coverage"} & set(none) and none["group"] == "none"
+    assert trained["radius"] == 0.005 and trained["steps"] == 2 and trained["coverage"] == 0.5
+    assert {recipe.coverage for recipe in asked} == {FAE.fae_recipe.coverage, 0.5}
+    edited, _ = METHODS["FaE"](model, modified, FAE)
+    moved = {name for name, weight in edited.model.named_parameters() if not same_bits(weight, dict(model.model.named_parameters())[name])}
+    assert moved and evaluate_fae(model, modified).per_fact.equals(before.per_fact), "the start is shared, and stays as it was"
+
+
+def test_facts_that_the_memory_of_fae_lacks_are_inserted_and_counted():
+    from modmem.fact_memory import build_memory, name_entities
+
+    half = tiny_fae(memory=build_memory(WORLD, name_entities(WORLD), 0.5, 0))
+    modified = sample_modifications(WORLD, 40, 0)
+    _, outcome = METHODS["FaE"](half, modified, replace(FAE, group="none", num_modified=40))
+    assert outcome["relinked"] + outcome["inserted"] == 40 and min(outcome["relinked"], outcome["inserted"]) > 5
 
 
 def test_a_warning_of_the_edit_stands_in_its_row(places):
