@@ -359,7 +359,8 @@ _TITLES = {
     "equal_steps": "A control: as many steps for every number of facts",
     "norms": "Two norms: L-infinity beside L2",
     "learning_rates": "The learning rate",
-    "constraints": "Other constraints, at the same accuracy on modified facts",
+    "constraints": "Other constraints: the trade-off of each",
+    "constraints_matched": "Other constraints, read off at the same A_M",
     "ablation": "How facts and new objects are drawn",
     "radius_choice": "How much choosing the radius flatters",
 }
