@@ -88,7 +88,7 @@ def test_the_ablation_makes_both_choices_both_ways(folder):
 
 
 def test_the_radius_is_chosen_honestly_as_in_the_paper_and_by_an_oracle(folder):
-    radii = {0: [0.02, 0.2], 1: [0.05, 0.2]}
+    radii = {"0": [0.02, 0.2], "1": [0.05, 0.2]}
     parameters = {"radii": radii, "positions": {"0": "first", "1": "last"}, "heldout_seeds": [0], **WORLD}
     csv, text, record = run("radius_choice", folder, **parameters)
     rows = load_rows("radius_choice", folder, **parameters)
@@ -105,7 +105,7 @@ def test_the_radius_is_chosen_honestly_as_in_the_paper_and_by_an_oracle(folder):
         assert one["oracle less held out"] == pytest.approx((oracle - honest).mean(), abs=1e-9)
         assert one["oracle less held out_se"] == pytest.approx((oracle - honest).sem(), abs=1e-9)
         assert one["held out"] <= one["reported"] + 1e-9 <= one["oracle"] + 2e-9
-    assert_whole("radius_choice", folder, record, {name: value for name, value in parameters.items() if name != "radii"}, pictures=False)
+    assert_whole("radius_choice", folder, record, parameters, pictures=False)
     assert len(table(text)) == 3
 
 
