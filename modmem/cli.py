@@ -671,8 +671,7 @@ def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, places:
     "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
     from modmem.reproduce import choose_artefacts, list_artefacts, list_runs, parameter_file
 
-    real = scale in ("small", "paper")  # without the edit of the synthetic world
-    names = names or [one for one in list_artefacts() if not real or one != "edit_synthetic"]
+    names = names or [one for one in list_artefacts() if one != "edit_synthetic"]  # a guide, which has to be named
     try:
         chosen = choose_artefacts(names, given, scale and parameter_file(scale), places)
         return [list_runs(one) for one in chosen]

@@ -43,7 +43,7 @@ def test_constraints_have_a_curve_each_and_all_their_points_are_in_the_csv(folde
     csv, text, record, _, _ = constraints
     rows = load_rows("constraints", folder, **CONSTRAINTS)
     assert list(csv) == ["constraint", "radius", "penalty_weight", "strength", *with_errors(MEANS)]
-    assert csv["constraint"].tolist() == ["L-infinity"] * 2 + ["Fisher, batch of 128"] * 2 + ["EWC penalty"] * 2 + ["no constraint"]
+    assert csv["constraint"].tolist() == ["L-infinity"] * 2 + ["Fisher, batch"] * 2 + ["EWC penalty"] * 2 + ["no constraint"]
     assert csv["strength"].tolist() == [0.05, 0.2, 0.005, 0.05, 0.001, 0.1, math.inf]
     assert (csv["runs"] == 2).all()
     paid = rows[rows["penalty"] == "ewc"].groupby("penalty_weight")[MEANS].mean()
@@ -60,7 +60,7 @@ def test_constraints_are_matched_at_the_same_accuracy_seed_by_seed(folder, const
     rows = rows.assign(kind=rows["norm"].where(rows["penalty"] != "ewc", "ewc"))
     by_hand = pd.Series({key: read_by_hand(curve, 20) for key, curve in rows.groupby(["kind", "seed"])}).unstack(0)
     matched = matched.set_index("constraint")
-    named = {"linf": "L-infinity", "fisher_batch": "Fisher, batch of 128", "ewc": "EWC penalty"}
+    named = {"linf": "L-infinity", "fisher_batch": "Fisher, batch", "ewc": "EWC penalty"}
     for kind, name in named.items():
         assert matched.loc[name, "unmodified_at_20"] == pytest.approx(by_hand[kind].mean(), nan_ok=True)
     difference = (by_hand["ewc"] - by_hand["linf"]).dropna()
