@@ -54,12 +54,19 @@ def _standard_error(values: np.ndarray) -> float:
     return error if error > 1e-9 * max(1.0, np.abs(values).max(initial=0.0)) else np.nan
 
 
+def _is_unchanged(values: np.ndarray) -> bool:
+    "Whether all of several runs changed nothing, up to rounding."
+    return len(values) > 1 and np.abs(values).max() < 1e-9
+
+
 def find_interval(
     values: Sequence[float],  # one a seed
     level: float = 0.05,  # how often the mean may lie outside
 ) -> tuple[float, float]:  # NaN where the values have no spread
-    "Find the t interval of a mean."
+    "Find the t interval of a mean; where nothing changed in any run, it is 0 to 0."
     values = np.asarray(values, dtype=float)
+    if _is_unchanged(values):
+        return 0.0, 0.0
     reach = stats.t.isf(level / 2, max(len(values) - 1, 1)) * _standard_error(values)
     return (np.nan, np.nan) if np.isnan(reach) else (float(values.mean() - reach), float(values.mean() + reach))
 
@@ -85,6 +92,8 @@ def find_p(
 ) -> float:  # NaN where the values have no spread
     "Find the smallest level at which the interval of `values` reaches a verdict."
     values = np.asarray(values, dtype=float)
+    if _is_unchanged(values):
+        return float(kind == "more than" and margin == 0)
     if np.isnan(error := _standard_error(values)):
         return np.nan
     distance = abs(values.mean() - margin if kind == "more than" else abs(values.mean()) - margin)
@@ -471,9 +480,9 @@ def _unsteady_radii(rows: pd.DataFrame) -> pd.Series:
     return _steepness(rows, "l2") - _steepness(rows, "linf")
 
 # %% ../nbs/42_claims.ipynb #uniform
-def _above_others(rows: pd.DataFrame, method: str, others: str) -> pd.Series:
+def _above_others(rows: pd.DataFrame, method: str, others: str, start: str = "FT") -> pd.Series:
     "How far modified facts are above others, over the blocks that are there."
-    picked = _free(rows, method=method)
+    picked = _free(rows, method=method, start=start)
     return (_wide(picked, "modified") - _wide(picked, others)).mean(axis=1, skipna=False)
 
 
@@ -513,7 +522,7 @@ _UNIFORM = (
     Claim(
         name="retraining_treats_facts_alike", statement="After retraining on F', modified facts are answered about as often as others.",
         source="Section 3.2", contrast="A_M minus A_F\\S after FT on F'",
-        measure=partial(_above_others, method="retrain", others="unmodified_accuracy"), kind="within", margin=_LITTLE,
+        measure=partial(_above_others, method="retrain", start="pretrained", others="unmodified_accuracy"), kind="within", margin=_LITTLE,
         why="S is drawn from facts that the pretrained model answered, with their old objects: what it knew speaks against the new "
         "ones. One of 32 facts is 3 points: few seeds seldom show equality within 2.",
     ),

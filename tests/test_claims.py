@@ -40,7 +40,8 @@ def list_runs():
     runs += expand_grid(**seeds, blocks=[0, 3], norm=["l2"], radius=[0.5, 1.0])
     runs += expand_grid(**seeds, blocks=[0, 1, 3], start=["RI"])
     runs += expand_grid(**seeds, blocks=[0, 1, 3], unmodified_per_modified=[4.0])
-    runs += expand_grid(**seeds, method=["uniform", "retrain"])
+    runs += expand_grid(**seeds, method=["uniform"])
+    runs += expand_grid(**seeds, method=["retrain"], start=["pretrained"])
     runs += expand_grid(**seeds, **reach, num_modified=[32, 512], blocks=[0], steps=[70])
     runs += expand_grid(**seeds, method=["FaE"], group=["AWT", "middle+AWT", "last+AWT", "all"], radius=[0.01, 0.02])
     runs += expand_grid(**seeds, method=["FaE"], group=["none"])
@@ -433,3 +434,10 @@ def test_the_notebook_reads_rows_and_writes_verdicts(worlds, verdicts, tmp_path)
             assert namespace["runs"] == [] and namespace["places"] is None and "rows" not in namespace
     pd.testing.assert_frame_equal(namespace["checked"].set_index("name"), verdicts[True], rtol=1e-9)
     assert {one.name for one in (tmp_path / "figures").iterdir()} == {"claims.md", "claims.csv"}
+
+
+def test_what_changed_nothing_in_any_run_needs_no_spread():
+    assert find_interval([0.0, 0.0, 0.0]) == (0.0, 0.0) and find_p([0.0, 0.0], "within", 2.0) == 0.0
+    assert find_p([0.0, 0.0], "more than", 0.0) == 1.0 and give_verdict(0.0, 0.0, "within", 2.0) == "holds"
+    assert give_verdict(0.0, 0.0, "more than", 10.0) == "contradicted" and give_verdict(0.0, 0.0, "more than", 0.0) == "undecided"
+    assert all(map(math.isnan, find_interval([0.0]))) and all(map(math.isnan, find_interval([3.0, 3.0])))
