@@ -170,12 +170,12 @@ def test_a_worlds_model_is_built_once_and_goes_on_after_an_interruption(places, 
 
     monkeypatch.setattr(starts, "build_world_model", build)
     with pytest.raises(KeyboardInterrupt):
-        load_pretrained("large", places)
-    load_pretrained("large", places)
+        load_pretrained("tiny", places)
+    load_pretrained("tiny", places)
     forget()
-    load_pretrained("large", places)
+    load_pretrained("tiny", places)
     assert calls == [False, True]
-    assert [path.name for path in places.cache.iterdir()] == [Start("large", "pretrained").key]
+    assert [path.name for path in places.cache.iterdir()] == [Start("tiny", "pretrained").key]
 
 
 def test_what_the_pretrained_model_answers_is_asked_once_for_a_model_and_its_data(places, count):
