@@ -690,8 +690,9 @@ def check_claims(
     return pd.DataFrame(table, columns=["name", "kind", "margin", "unit", "planned", "n", "effect", "low", "high", "p", "verdict"])
 
 # %% ../nbs/42_claims.ipynb #describe
-_INTRODUCTION = """Each claim of the paper is a contrast, one number for each seed, with a margin; both were written down before the
-rows of the full grid were computed, those on kNN-LM with some of its rows in sight.
+_INTRODUCTION = """Each claim of the paper is a contrast, one number for each seed, with a margin. They were written down
+before the full grid was computed, but not blind: rows of a first, coarser grid were there, those on kNN-LM were seen, and two things
+were changed after the first verdicts. `figures/README.md` says which, and what else was looked at before it was chosen.
 Seeds are paired. Radii are chosen on held-out facts, and A_F\\S is measured on the facts that chose nothing. Intervals of {confidence:g} % and p are
 corrected over all {count} claims (Holm): the chance that any verdict is wrong is about {level:g} %. They are **conditional on one checkpoint** of
 each start: another seed draws other facts in another order, not another model."""
