@@ -632,7 +632,7 @@ def _check_places(output: Path, store: Path, rows: Path | None, trex: Path | Non
 # %% ../nbs/43_cli.ipynb #reproduce
 @_app.command("reproduce")
 def _reproduce(
-    names: Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: all.")] = [],
+    names: Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: all but edit_synthetic, a guide.")] = [],
     scale: _Scale = "synthetic",
     full: Annotated[bool, typer.Option("--full", help="The full grid of the synthetic scale.")] = False,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the results; figures/SCALE.")] = None,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +30,7 @@ from .projected_adam import ProjectedAdam
 from .projection import BALLS, RelativeLinfBall, check_radius, describe_change, make_ball
 
 # %% auto #0
-__all__ = ['FISHER_NORMS', 'NORMS', 'PENALTIES', 'ModificationConfig', 'Edit', 'modify_facts']
+__all__ = ['FISHER_NORMS', 'NORMS', 'PENALTIES', 'ModificationConfig', 'Edit', 'modify_facts', 'make_record']
 
 # %% ../nbs/24_editor.ipynb #norms
 FISHER_NORMS = {  # norm -> how the Fisher information is estimated, and how a point outside is projected
@@ -196,21 +197,25 @@ def modify_facts(
     change = describe_change([weights[name] for name in base], list(around.values()), ball)
     bits = {name: _flip_bits(weights[name], before.view(torch.int32)).view(torch.int32).cpu() for name, before in base.items()}
     outcome = {"steps": len(losses), "final_loss": losses[-1], "num_weights": sum(mask.numel() for mask in bits.values()), **change}
-    record = _make_record(masked_lm, edited, config, outcome, modified_benchmark)
+    record = make_record(masked_lm, edited, config, outcome, modified_benchmark)
     return Edit(bits, record | ({} if anchor is None else {"anchor_hash": hash_weights(anchor)}))
 
 # %% ../nbs/24_editor.ipynb #make-record
-def _make_record(
-    masked_lm: MaskedLM, edited: MaskedLM, config: ModificationConfig, outcome: dict, modified_benchmark: ModifiedBenchmark
-) -> dict:
-    "Gather what is needed to check, understand and replay an edit; plain JSON."
+def make_record(
+    model: Any,  # before the edit; with `.model` and `.device`
+    edited: Any,  # after it
+    config: Any,  # a dataclass with a radius
+    outcome: Mapping,
+    modified_benchmark: ModifiedBenchmark,
+) -> dict:  # plain JSON
+    "Gather what is needed to check, understand and replay an edit."
     import transformers
 
     import modmem
 
     names = {fact.id: old for old, fact in modified_benchmark.modified_facts.items()}
     return {
-        "base_hash": hash_weights(masked_lm),
+        "base_hash": hash_weights(model),
         "edited_hash": hash_weights(edited),
         "config": asdict(config) | {"radius": str(config.radius)},  # JSON has no infinity
         "outcome": outcome,
@@ -218,7 +223,7 @@ def _make_record(
             "modmem": modmem.__version__, "torch": torch.__version__,
             "transformers": transformers.__version__, "python": platform.python_version(),
         },
-        "device": str(masked_lm.device),
+        "device": str(model.device),
         "evidence": [
             {"id": one.fact.id, "subject": one.fact.subject, "relation": one.fact.relation, "object": names[one.fact.id].object,
              "new_object": one.fact.object, "text": one.text}

@@ -6,21 +6,18 @@
 from __future__ import annotations
 
 import math
-import platform
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from .editor import Edit
+from .editor import Edit, make_record
 from .evaluation import EditAccuracy
 from .fact_memory import SymbolicEdit, relink_facts
 from .fae import FactsAsExperts, copy_fae, select_group
 from .fae_training import evaluate_fae, finetune_fae
 from .finetuning import FinetuningConfig
-from .masked_lm import hash_weights
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
 from .projection import describe_change, make_ball
@@ -115,34 +112,7 @@ def modify_fae(
     change = describe_change([weights[name] for name in base], around, ball)
     bits = {name: before.view(torch.int32).cpu() ^ weights[name].detach().view(torch.int32).cpu() for name, before in base.items()}
     outcome = {"steps": len(losses), "final_loss": losses[-1], "num_weights": sum(mask.numel() for mask in bits.values()), **change}
-    return FaeEdit(symbols, Edit(bits, _make_record(start, edited, config, outcome, modified_benchmark)))
-
-# %% ../nbs/34_fae_editing.ipynb #make-record
-def _make_record(
-    start: FactsAsExperts, edited: FactsAsExperts, config: FaeEditConfig, outcome: Mapping, modified_benchmark: ModifiedBenchmark
-) -> dict:
-    "Gather what is needed to check, understand and replay a weight edit; plain JSON."
-    import transformers
-
-    import modmem
-
-    old = {fact.id: fact for fact in modified_benchmark.modified_facts}
-    return {
-        "base_hash": hash_weights(start),
-        "edited_hash": hash_weights(edited),
-        "config": asdict(config) | {"radius": str(config.radius)},  # JSON has no infinity
-        "outcome": outcome,
-        "versions": {
-            "modmem": modmem.__version__, "torch": torch.__version__,
-            "transformers": transformers.__version__, "python": platform.python_version(),
-        },
-        "device": str(start.device),
-        "evidence": [
-            {"id": one.fact.id, "subject": one.fact.subject, "relation": one.fact.relation, "object": old[one.fact.id].object,
-             "new_object": one.fact.object, "text": one.text}
-            for one in modified_benchmark.modified_train
-        ],
-    }
+    return FaeEdit(symbols, Edit(bits, make_record(start, edited, config, outcome, modified_benchmark)))
 
 # %% ../nbs/34_fae_editing.ipynb #resolve-conflict
 def resolve_conflicts(

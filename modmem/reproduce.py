@@ -447,7 +447,7 @@ def _fingerprint(artefact: Artefact, table: pd.DataFrame, known: Path) -> str:
 
 def _files(artefact: Artefact) -> list[Path]:
     "The files of an artefact that are there."
-    folder, ours = Path(artefact.parameters["output"]), re.compile(rf"{artefact.name}(_rows|_matched)?\.\w+")
+    folder, ours = Path(artefact.parameters["output"]), re.compile(rf"{artefact.name}(_\w+)?\.\w+")
     return sorted(path for path in folder.glob(f"{artefact.name}*") if ours.fullmatch(path.name))
 
 
