@@ -5,7 +5,6 @@
 # %% ../nbs/31_fae.ipynb #imports
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -263,19 +262,8 @@ def copy_fae(
     names: Sequence[str] | None = None,  # parameters that the copy owns and that require gradients; None: all
 ) -> FactsAsExperts:
     "Copy a model; parameters not named share their memory with the original and are frozen."
-    own, known = None if names is None else set(names), dict(fae.model.named_parameters())
-    if own is not None and not own <= set(known):
-        raise ValueError(f"no parameter named {sorted(own - set(known))[0]!r}")
-    shared = {
-        id(weight): nn.Parameter(weight.data, requires_grad=False)
-        for name, weight in known.items()
-        if own is not None and name not in own
-    }
-    twin = copy.copy(fae)
-    twin.model = copy.deepcopy(fae.model, memo=dict(shared))
+    twin = copy_with_own(fae, names)
     twin.encoder = MaskedLM(twin.model.encoder, fae.encoder.tokenizer)
-    for name, weight in twin.model.named_parameters():
-        weight.requires_grad_(own is None or name in own)
     return twin
 
 # %% ../nbs/31_fae.ipynb #partition

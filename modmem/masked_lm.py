@@ -263,7 +263,7 @@ def hash_weights(
 
 # %% ../nbs/10_masked_lm.ipynb #copy-with-own
 def copy_with_own(
-    masked_lm: MaskedLM,
+    masked_lm: MaskedLM,  # or another model that has its network as `model`
     names: Sequence[str] | None = None,  # parameters that the copy owns and that require gradients; None: all
 ) -> MaskedLM:
     "Copy a model; parameters not named share their memory with the original and are frozen."
@@ -276,7 +276,8 @@ def copy_with_own(
         for name, parameter in known.items()
         if own is not None and name not in own
     }
-    model = copy.deepcopy(masked_lm.model, memo=dict(shared))
-    for name, parameter in model.named_parameters():
+    twin = copy.copy(masked_lm)
+    twin.model = copy.deepcopy(masked_lm.model, memo=dict(shared)).eval()
+    for name, parameter in twin.model.named_parameters():
         parameter.requires_grad_(own is None or name in own)
-    return MaskedLM(model, masked_lm.tokenizer)
+    return twin
