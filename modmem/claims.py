@@ -674,7 +674,7 @@ def check_claims(
     claims: Sequence[Claim] = CLAIMS,
     parts: Parts = Parts(),
     level: float = 0.05,  # of all claims together
-) -> pd.DataFrame:  # a row a claim; `low`, `high` and `p` are corrected over the claims
+) -> pd.DataFrame:  # a row a claim; `low`, `high`, `p` and `verdict` are corrected over the claims, those with `alone` are not
     "Check claims on the rows of a sweep; one whose rows are missing is 'not run'."
     if again := [name for name, count in Counter(one.name for one in claims).items() if count > 1]:
         raise ValueError(f"several claims are called {again[0]!r}")
@@ -684,10 +684,14 @@ def check_claims(
     table = []
     for one, found, share, p in zip(claims, values, levels, corrected):
         low, high = find_interval(found, share)
-        verdict = give_verdict(low, high, one.kind, one.margin) if len(found) else "not run"
-        effect = found.mean() if len(found) else np.nan
-        table.append((one.name, one.kind, one.margin, one.unit, one.planned, len(found), effect, low, high, p, verdict))
-    return pd.DataFrame(table, columns=["name", "kind", "margin", "unit", "planned", "n", "effect", "low", "high", "p", "verdict"])
+        low_alone, high_alone = find_interval(found, level)
+        verdict, alone = (give_verdict(*ends, one.kind, one.margin) if len(found) else "not run" for ends in ((low, high), (low_alone, high_alone)))
+        table.append({
+            "name": one.name, "kind": one.kind, "margin": one.margin, "unit": one.unit, "planned": one.planned, "n": len(found),
+            "effect": found.mean() if len(found) else np.nan, "low": low, "high": high, "p": p, "verdict": verdict,
+            "low_alone": low_alone, "high_alone": high_alone, "verdict_alone": alone,
+        })
+    return pd.DataFrame(table)
 
 # %% ../nbs/42_claims.ipynb #describe
 _INTRODUCTION = """Each claim of the paper is a contrast, one number for each seed, with a margin. They were written down
@@ -695,12 +699,15 @@ before the full grid was computed, but not blind: rows of a first, coarser grid 
 were changed after the first verdicts. `figures/README.md` says which, and what else was looked at before it was chosen.
 Seeds are paired. Radii are chosen on held-out facts, and A_F\\S is measured on the facts that chose nothing. Intervals of {confidence:g} % and p are
 corrected over all {count} claims (Holm): the chance that any verdict is wrong is about {level:g} %. They are **conditional on one checkpoint** of
-each start: another seed draws other facts in another order, not another model."""
+each start: another seed draws other facts in another order, not another model.
+
+So strict a correction leaves much undecided. The last two columns have each claim's own interval of {confidence:g} %, uncorrected, and what it would
+say if that claim were the only one: a hint of where to look next, not a verdict, as {level:g} in 100 such intervals miss."""
 _REASONS = {0: "There are no rows for it.", 1: "One seed has no interval."}
 
 
-def _interval(row: pd.Series) -> str:
-    return "-" if np.isnan(row["low"]) else f"{row['low']:.1f} to {row['high']:.1f}"
+def _interval(row: pd.Series, which: str = "") -> str:
+    return "-" if np.isnan(row[f"low{which}"]) else f"{row[f'low{which}']:.1f} to {row[f'high{which}']:.1f}"
 
 
 def _describe(claim: Claim, row: pd.Series) -> str:
@@ -727,12 +734,13 @@ def write_claims(
     "Write claims with their verdicts."
     counts = Counter(checked["verdict"])
     counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("holds", "contradicted", "undecided", "not run"))
-    lines = ["| claim | n | effect | interval | margin | p | verdict |", "|---|---|---|---|---|---|---|"]
+    headings = ["claim", "n", "effect", "interval", "margin", "p", "verdict", "interval alone", "alone"]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     parts = []
     for claim, (_, row) in zip(claims, checked.iterrows(), strict=True):
         numbers = ["-" if np.isnan(row[name]) else f"{row[name]:.{digits}f}" for name, digits in (("effect", 1), ("p", 4))]
         margin = f"{claim.kind} {claim.margin:g} {claim.unit}"
-        cells = [claim.name, str(row["n"]), numbers[0], _interval(row), margin, numbers[1], row["verdict"]]
+        cells = [claim.name, str(row["n"]), numbers[0], _interval(row), margin, numbers[1], row["verdict"], _interval(row, "_alone"), row["verdict_alone"]]
         lines.append("| " + " | ".join(cells) + " |")
         parts.append(_describe(claim, row))
     introduction = _INTRODUCTION.format(count=len(claims), level=100 * level, confidence=100 * (1 - level))

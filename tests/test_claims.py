@@ -407,18 +407,28 @@ def test_the_text_has_every_claim_and_says_why_where_it_does_not_hold(worlds, tm
         assert f"margin: {claim.kind} {claim.margin:g} {claim.unit}" in section and f"effect: {row['effect']:.1f}" in section
         assert (claim.why in section) == (row["verdict"] != "holds")
         assert f"| {claim.name} | 5 | {row['effect']:.1f} | {row['low']:.1f} to {row['high']:.1f} | " in text
-    assert "conditional on one checkpoint" in text and text.count("|---") == 7
+    assert "conditional on one checkpoint" in text and text.count("|---") == 9
     again = write_claims(tmp_path / "again", check_claims(pd.concat([rows, worlds[True].query("start == 'RI'")]).iloc[::-1]))
     assert again.read_bytes() == path.read_bytes()
     assert {one.name for one in tmp_path.iterdir()} == {"claims.md", "claims.csv", "again"}
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "claims.csv"), checked, check_dtype=False)
 
 
+def test_a_claim_alone_has_its_own_interval_and_decides_no_less(worlds):
+    rows = pd.concat([worlds[False].query("start != 'RI'"), worlds[True].query("start == 'RI'")])
+    checked = check_claims(rows).set_index("name")
+    alone = pd.concat([check_claims(rows, [claim]) for claim in CLAIMS]).set_index("name")
+    pd.testing.assert_frame_equal(checked[["low_alone", "high_alone"]], alone[["low", "high"]].set_axis(["low_alone", "high_alone"], axis=1))
+    assert checked["verdict_alone"].tolist() == alone["verdict"].tolist() == alone["verdict_alone"].tolist()
+    decided = checked["verdict"].isin(["holds", "contradicted"])
+    assert (checked.loc[decided, "verdict"] == checked.loc[decided, "verdict_alone"]).all()
+
+
 def test_claims_are_a_section_of_the_report(worlds, tmp_path):
     write_claims(tmp_path, check_claims(worlds[True].iloc[:0]))
     page = build_report(tmp_path).read_text(encoding="utf-8")
     section = page[page.index('<section id="claims">'):page.index("</section>")]
-    assert section.count("not run</h3>") == section.count('<td class="missing">not run</td>') == len(CLAIMS)
+    assert section.count("not run</h3>") == len(CLAIMS) and section.count('<td class="missing">not run</td>') == 2 * len(CLAIMS)
     assert "F\\S" in section and not re.search(r"[*`]|\n\|", section)
 
 
