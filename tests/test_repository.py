@@ -30,7 +30,7 @@ def named(folder, pattern="*.ipynb"):
     return [pytest.param(path, id=path.relative_to(NBS).as_posix()) for path in paths]
 
 
-LIBRARY = named(NBS, "[0-9][0-9]_*.ipynb")
+LIBRARY = named(NBS, "[0-9]_*/[0-9][0-9]_*.ipynb")
 PAPER = named(NBS / "paper")
 NOTEBOOKS = named(NBS, "**/*.ipynb")
 
@@ -59,28 +59,28 @@ def default_exp(notebook):
     return re.search(r"^#\|\s*default_exp (\w+)", "\n".join(cell.source for cell in notebook.cells), flags=re.MULTILINE)[1]
 
 
-def number(path):
-    "The floor that a library notebook stands on."
-    return int(path.name[:2])
+def place(path):
+    "Where a library notebook stands: its part, and its number in it."
+    return int(path.parent.name[0]), int(path.name[:2])
 
 
 @pytest.fixture(scope="module")
-def floors():
-    "Number of the notebook behind each module."
-    return {default_exp(read(parameter.values[0])): number(parameter.values[0]) for parameter in LIBRARY}
+def places():
+    "Place of the notebook behind each module."
+    return {default_exp(read(parameter.values[0])): place(parameter.values[0]) for parameter in LIBRARY}
 
 
 @pytest.mark.parametrize("path", LIBRARY)
-def test_a_library_notebook_imports_only_from_lower_numbers(path, floors):
+def test_a_library_notebook_imports_only_from_lower_parts_and_numbers(path, places):
     for name in imported_modules(parse(read(path))):
         assert not name.startswith("."), f"{name}: notebooks import by full name"
         package, *rest = name.split(".")
         if package == "modmem" and rest:
-            assert floors[rest[0]] < number(path), f"{path.name} imports {name}"
+            assert places[rest[0]] < place(path), f"{path.name} imports {name}"
 
 
-def test_every_module_comes_from_a_notebook(floors):
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "_modidx"} == set(floors)
+def test_every_module_comes_from_a_notebook(places):
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "_modidx"} == set(places)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
