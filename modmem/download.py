@@ -71,6 +71,8 @@ def download(
 # %% ../nbs/2_data/02_download.ipynb #check-members
 def _check_members(members: list[zipfile.ZipInfo], archive: Path, max_bytes: int) -> None:
     "Refuse an archive with a member that leaves its folder, is no regular file, or unpacks to too much."
+    if not members:
+        raise DataError("expected files, found an empty archive", archive)
     for member in members:
         path = PureWindowsPath(member.filename)  # knows drives, and both kinds of slash
         if path.anchor or ".." in path.parts:
@@ -90,8 +92,9 @@ def unzip(
     "Unpack a zip that is not trusted."
     try:
         with zipfile.ZipFile(archive) as packed:
-            _check_members(packed.infolist(), archive, max_bytes)
-        with write_folder_atomically(target) as folder:
+            members = packed.infolist()
+        _check_members(members, archive, max_bytes)
+        with write_folder_atomically(target, marker=members[0].filename) as folder:
             Unzip(extract_dir=folder.resolve())(str(archive), "download", None)
     except DataError:
         raise

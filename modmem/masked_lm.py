@@ -8,9 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from torch import nn
 
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence, make_batch
 from .facts import Evidence
-from .files import DataError
+from .files import DataError, write_folder_atomically
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'SYNTHETIC', 'Architecture', 'MaskedLM', 'predict_pieces', 'in_mode', 'load_masked_lm',
@@ -232,23 +229,9 @@ def save_masked_lm(
     directory: str | Path,  # appears whole or not at all; an older model there is replaced, nothing else
 ) -> None:
     "Write weights (safetensors), configuration and tokenizer to a folder that `load_masked_lm` reads."
-    directory = Path(directory)
-    if directory.exists() and not (directory / "config.json").exists() and (directory.is_file() or any(directory.iterdir())):
-        raise DataError("expected a new folder or that of a model, found something else", directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
-        with _quiet_transformers():
-            masked_lm.model.save_pretrained(temporary)
-            masked_lm.tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)  # made private by mkdtemp
-        for file in temporary.iterdir():
-            file.chmod(0o644)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with write_folder_atomically(directory, marker="config.json") as temporary, _quiet_transformers():
+        masked_lm.model.save_pretrained(temporary)
+        masked_lm.tokenizer.save_pretrained(temporary)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #hash-weights
 def hash_weights(

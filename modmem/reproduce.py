@@ -563,7 +563,7 @@ def reproduce(
     copies: Path = Path("_runs"),  # folder for the executed notebooks
 ) -> _Outcome:
     "Compute all rows, run all notebooks, write rows.csv and the report."
-    from modmem.report import build_report
+    from modmem.page import build_report
 
     known, seconds, errors = output / "rows.csv", {}, {}
     _tidy_up(output, known)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from modmem.claims import CLAIMS, Claim, Parts, assign_parts, check_claims, correct_levels, find_interval, find_p, give_verdict, write_claims
 from modmem.claims import _at_equal
-from modmem.report import build_report
+from modmem.page import build_report
 from modmem.sweep import Run, expand_grid, load_results
 
 NAMES = [one.name for one in CLAIMS]

@@ -1,0 +1,66 @@
+"""The page: what it shows, and that nothing is left out."""
+from html.parser import HTMLParser
+
+import pytest
+from invented_rows import BY, PROVENANCE, curves, rows, summary  # noqa: F401
+
+from modmem import page as page_module
+from modmem.figures import draw_tradeoff, save_figure
+from modmem.page import build_report
+from modmem.tables import TITLES, compare_published, load_published, save_table
+
+
+class Page(HTMLParser):
+    "Collect what a page shows and what it asks for."
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.open += [tag] * (tag not in ("meta", "img"))
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_holds_everything_and_needs_nothing_else(tmp_path, summary, curves):
+    folder = tmp_path / "tiny <world>"
+    save_table(folder, "table_3", summary, compare_published(summary, load_published("table_3").query("start == 'FT'"), ["position"]), "A.", PROVENANCE)
+    save_figure(folder, "tradeoff", draw_tradeoff(curves, "position", "block"), curves, compare_published(curves, None, BY), "B.", PROVENANCE)
+    save_table(folder, "ablation", summary, compare_published(summary, None, ["position"]), "Ours alone.", PROVENANCE)
+    (folder / "claims.md").write_text("# Claims\n\n| claim | verdict |\n| --- | --- |\n| a\\|b & <c> | **contradicted** |\n", encoding="utf-8")
+    page = Page(build_report(folder).read_text(encoding="utf-8"))
+    text = "".join(page.words)
+    assert not page.open and all(source.startswith(("data:image/svg+xml;base64,", "#")) for source in page.sources)
+    assert "tiny <world>" in text and "a|b & <c>" in text and "contradicted" in text and "Ours alone." in text
+    assert "77.50 (1.37)" in text and "75.00 (2.65)" in text and "3 runs, not 5" in text
+    for title in TITLES.values():
+        assert title in text
+    assert text.count("not run, and the paper prints no values") == 4
+    assert "47.47" in text and "slip: " in text and "1,282,567" in text  # tables that were not run
+
+
+def test_the_page_of_an_empty_folder_says_so(tmp_path):
+    page = Page(build_report(tmp_path).read_text(encoding="utf-8"))
+    text = "".join(page.words)
+    assert "".join(text.split()).count("notrun,andthepaperprintsnovalues") == 4 and "Nothing." in text
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("# A\ntext\nmore", "<h2>A</h2>\n<p>text more</p>"),
+        ("- a\n  b\n- *c*", "<ul><li>a\n  b</li><li><em>c</em></li></ul>"),
+        ("`a*b*c <d>` **e** A_M*", "<p><code>a*b*c &lt;d&gt;</code> <strong>e</strong> A_M*</p>"),
+        ("[a](#b) & <script>", '<p><a href="#b">a</a> &amp; &lt;script&gt;</p>'),
+    ],
+)
+def test_markdown_becomes_html(tmp_path, markdown, expected):
+    assert page_module._render_markdown(markdown, tmp_path) == expected
