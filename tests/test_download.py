@@ -208,7 +208,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
 
 def test_an_archive_of_nothing_is_refused(tmp_path):
     (tmp_path / "data.zip").write_bytes(make_zip({}))
-    expect_error(lambda: unzip(tmp_path / "data.zip", tmp_path / "LAMA"), "data.zip: expected files, found an empty archive")
+    expect_error(lambda: unzip(tmp_path / "data.zip", tmp_path / "LAMA"), "data.zip: ", "expected files, found an empty archive")
     assert names(tmp_path) == ["data.zip"]
 
 

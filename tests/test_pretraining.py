@@ -4,12 +4,12 @@ import signal
 from dataclasses import asdict, replace
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import TINY, WORLD, ask, assert_untouched, same_bits, same_weights, snapshot, tiny_albert, tiny_bert
 
-import modmem.pretraining
 from modmem.facts import MASK
 from modmem.files import DataError
 from modmem.batches import EncodedEvidence
@@ -295,7 +295,7 @@ def test_interrupted_run_with_dropout_and_shared_weights_continues_bit_for_bit(t
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_run_killed_while_it_writes_its_state_continues_bit_for_bit(bert, whole, tmp_path, monkeypatch):
-    file, save = tmp_path / "unfinished.safetensors", modmem.pretraining.save_file
+    file, save = tmp_path / "unfinished.safetensors", safetensors.torch.save_file
     writes = iter(range(10))
 
     def save_half(tensors, path, metadata):
@@ -304,7 +304,7 @@ def test_run_killed_while_it_writes_its_state_continues_bit_for_bit(bert, whole,
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(modmem.pretraining, "save_file", save_half)
+    monkeypatch.setattr(safetensors.torch, "save_file", save_half)
     if (child := os.fork()) == 0:
         try:
             pretrain(bert, TEXT, CONFIG, checkpoint=file)
