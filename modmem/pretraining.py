@@ -19,50 +19,21 @@ from .finetuning import BatchOrder, keyed_generator, learning_rate_at, slot_loss
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
 
 # %% auto #0
-__all__ = ['PretrainingConfig', 'pretrain', 'reinitialize']
-
-# %% ../nbs/2_data/04_pretraining.ipynb #pretraining-config
-@dataclass(frozen=True)
-class PretrainingConfig:
-    "Settings of masked-LM pretraining; the defaults suit a small encoder."
-    steps: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 5e-4
-    warmup: float = 0.1  # share of the steps
-    mask_probability: float = 0.15  # of each piece of a plain sentence
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 1.0
-    dropout: float | None = None  # None: the model's own
-    max_length: int = 128  # tokens of a sentence
-    pool: int = 32  # batches sorted by length together
-    seed: int = 0
-    checkpoint_every: int = 500  # steps
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "max_length", "pool", "checkpoint_every"):
-            check_whole(name, getattr(self, name))
-        if not 0 < self.mask_probability < 1:
-            raise ValueError(f"mask_probability must lie between 0 and 1, not {self.mask_probability!r}")
+__all__ = ['reinitialize', 'PretrainingConfig', 'pretrain']
 
 # %% ../nbs/2_data/04_pretraining.ipynb #encode-sentences
 def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], max_length: int) -> list[EncodedEvidence]:
     "Tokenize; an evidence has its slots, a plain sentence none yet. Empty sentences and literal mask tokens are left out."
-    tokenizer = masked_lm.tokenizer
-    plain = [position for position, one in enumerate(sentences) if isinstance(one, str)]
-    salient = [position for position, one in enumerate(sentences) if not isinstance(one, str)]
-    encoded: list = [None] * len(sentences)
-    limit = min(max_length, masked_lm.max_length)
-    if plain:
-        ids = tokenizer([sentences[position] for position in plain], truncation=True, max_length=limit)["input_ids"]
-        for position, one in zip(plain, ids):
-            encoded[position] = EncodedEvidence(one, [], [])
-    for position, one in zip(salient, encode_evidence(tokenizer, [sentences[position] for position in salient], limit)):
-        encoded[position] = one
-    return [one for one in encoded if len(one.input_ids) > 2 and (one.slots or tokenizer.mask_token_id not in one.input_ids)]
+    tokenizer, limit = masked_lm.tokenizer, min(max_length, masked_lm.max_length)
+    plain = [sentence for sentence in sentences if isinstance(sentence, str)]
+    ids = iter(tokenizer(plain, truncation=True, max_length=limit)["input_ids"] if plain else ())
+    salient = iter(encode_evidence(tokenizer, [sentence for sentence in sentences if isinstance(sentence, Evidence)], limit))
+    encoded = [EncodedEvidence(next(ids), [], []) if isinstance(sentence, str) else next(salient) for sentence in sentences]
+    return [sentence for sentence in encoded if len(sentence.input_ids) > 2 and (sentence.slots or tokenizer.mask_token_id not in sentence.input_ids)]
 
 
 def _mask_pieces(encoded: EncodedEvidence, tokenizer, probability: float, generator: torch.Generator) -> EncodedEvidence:
-    "Hide random pieces of a plain sentence, at least one; an evidence stays as it is."
+    "Hide random pieces of a plain sentence, never none; an evidence stays as it is."
     if encoded.slots:
         return encoded
     ids, size = list(encoded.input_ids), len(encoded.input_ids) - 2
@@ -75,6 +46,17 @@ def _mask_pieces(encoded: EncodedEvidence, tokenizer, probability: float, genera
     for slot, chance, other in zip(slots, fate, others):
         ids[slot] = tokenizer.mask_token_id if chance < 0.8 else other if chance < 0.9 else ids[slot]
     return EncodedEvidence(ids, slots, labels)
+
+# %% ../nbs/2_data/04_pretraining.ipynb #reinitialize
+def reinitialize(
+    masked_lm: MaskedLM,  # stays as it is
+    seed: int = 0,
+) -> MaskedLM:
+    "Make a model of the same shape with random weights (RI)."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = type(masked_lm.model)(masked_lm.model.config)
+    return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer)
 
 # %% ../nbs/2_data/04_pretraining.ipynb #checkpoint
 def _describe_run(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], config: PretrainingConfig) -> dict:
@@ -110,6 +92,29 @@ def _load_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optim
             optimizer.state[parameters[name]][kind] = value if kind == "step" else value.to(masked_lm.device)
     return record["step"]
 
+# %% ../nbs/2_data/04_pretraining.ipynb #pretraining-config
+@dataclass(frozen=True)
+class PretrainingConfig:
+    "Settings of masked-LM pretraining; the defaults suit a small encoder."
+    steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    warmup: float = 0.1  # share of the steps
+    mask_probability: float = 0.15  # of each piece of a plain sentence
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    dropout: float | None = None  # None: the model's own
+    max_length: int = 128  # tokens of a sentence
+    pool: int = 32  # batches sorted by length together
+    seed: int = 0
+    checkpoint_every: int = 500  # steps
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "max_length", "pool", "checkpoint_every"):
+            check_whole(name, getattr(self, name))
+        if not 0 < self.mask_probability < 1:
+            raise ValueError(f"mask_probability must lie between 0 and 1, not {self.mask_probability!r}")
+
 # %% ../nbs/2_data/04_pretraining.ipynb #pretrain
 def pretrain(
     masked_lm: MaskedLM,  # stays as it is
@@ -120,9 +125,8 @@ def pretrain(
     "Train a copy of a model by masked language modelling; resumes from `checkpoint`."
     trained = copy_with_own(masked_lm)
     encoded = _encode_sentences(trained, sentences, config.max_length)
-    order = BatchOrder([len(one.input_ids) for one in encoded], config.batch_size, config.pool, config.seed)
-    parameters = list(trained.model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    order = BatchOrder([len(sentence.input_ids) for sentence in encoded], config.batch_size, config.pool, config.seed)
+    optimizer = torch.optim.AdamW(trained.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     checkpoint = None if checkpoint is None else Path(checkpoint)
     settings = {} if checkpoint is None else _describe_run(trained, encoded, config)
     first = 0 if checkpoint is None else _load_progress(checkpoint, trained, optimizer, settings)
@@ -141,14 +145,3 @@ def pretrain(
         trained.model, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining"
     )
     return trained, losses
-
-# %% ../nbs/2_data/04_pretraining.ipynb #reinitialize
-def reinitialize(
-    masked_lm: MaskedLM,  # stays as it is
-    seed: int = 0,
-) -> MaskedLM:
-    "Make a model of the same shape with random weights (RI)."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = type(masked_lm.model)(masked_lm.model.config)
-    return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer)

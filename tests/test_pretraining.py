@@ -4,12 +4,12 @@ import signal
 from dataclasses import asdict, replace
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import TINY, WORLD, ask, assert_untouched, same_bits, same_weights, snapshot, tiny_albert, tiny_bert
 
-import modmem.pretraining
 from modmem.facts import MASK
 from modmem.files import DataError
 from modmem.batches import EncodedEvidence
@@ -112,7 +112,7 @@ def test_each_step_runs_at_its_own_learning_rate(bert):
     batch = trained.batch(trained.encode(WORLD.test[:4]))
     gradients = []
     weight.register_hook(lambda gradient: gradients.append(gradient.clone()))
-    train_steps(trained, optimizer, lambda step: batch, [0.5, 0.0, 0.25], after_step=lambda done: path.append(weight.detach().clone()))
+    train_steps(trained.model, optimizer, lambda step: slot_loss(trained, batch), [0.5, 0.0, 0.25], after_step=lambda done: path.append(weight.detach().clone()))
     for rate, gradient, before, after in zip([0.5, 0.0, 0.25], gradients, path[:-1], path[1:], strict=True):
         torch.testing.assert_close(after, before - rate * gradient)
 
@@ -124,7 +124,7 @@ def test_gradients_are_clipped_together_to_the_norm_asked_for(bert):
         optimizer = torch.optim.SGD(weights, lr=0.0)
         optimizer.register_step_pre_hook(lambda *_: seen.append(torch.cat([weight.grad.flatten() for weight in weights]).norm().item()))
         batch = trained.batch(trained.encode(WORLD.test[:4]))
-        train_steps(trained, optimizer, lambda step: batch, [0.0], max_gradient_norm=limit)
+        train_steps(trained.model, optimizer, lambda step: slot_loss(trained, batch), [0.0], max_gradient_norm=limit)
         assert (seen[0] == pytest.approx(limit, rel=1e-3)) == clipped
 
 
@@ -144,11 +144,11 @@ def test_dropout_zero_is_evaluation_mode_and_none_is_the_models_own(dropout, exp
     masked_lm, seen = copy_with_own(with_dropout(0.3)), set()
     batch = masked_lm.batch(masked_lm.encode(WORLD.test[:4]))
 
-    def make_batch(step):
+    def compute_loss(step):
         seen.update((module.training, module.p) for module in masked_lm.model.modules() if isinstance(module, torch.nn.Dropout))
-        return batch
+        return slot_loss(masked_lm, batch)
 
-    train_steps(masked_lm, torch.optim.SGD(masked_lm.model.parameters(), lr=0.0), make_batch, [0.0], dropout=dropout)
+    train_steps(masked_lm.model, torch.optim.SGD(masked_lm.model.parameters(), lr=0.0), compute_loss, [0.0], dropout=dropout)
     assert {mode for mode, _ in seen} == {expected[0]} and (dropout == 0 or {p for _, p in seen} == {expected[1]})
     assert not masked_lm.model.training
 
@@ -158,7 +158,7 @@ def test_none_means_the_configurations_dropout_even_after_training_without(bert)
     trained, _ = pretrain(masked_lm, TEXT, replace(CONFIG, steps=1, dropout=0.0))
     again = copy_with_own(trained)
     batch = again.batch(again.encode(WORLD.test[:4]))
-    losses = train_steps(again, torch.optim.SGD(again.model.parameters(), lr=0.0), lambda step: batch, [0.0, 0.0])
+    losses = train_steps(again.model, torch.optim.SGD(again.model.parameters(), lr=0.0), lambda step: slot_loss(again, batch), [0.0, 0.0])
     assert losses[0] != losses[1]
 
 
@@ -170,7 +170,7 @@ def test_dropout_is_a_function_of_seed_and_step_and_leaves_the_generator_alone()
     def losses(seed=0, first_step=0):
         torch.rand(first_step + 3)  # what was drawn before does not matter
         before = torch.random.get_rng_state()
-        found = train_steps(masked_lm, optimizer, lambda step: batch, [0.0] * 4, seed, first_step=first_step)
+        found = train_steps(masked_lm.model, optimizer, lambda step: slot_loss(masked_lm, batch), [0.0] * 4, seed, first_step=first_step)
         assert torch.equal(torch.random.get_rng_state(), before)
         return found
 
@@ -295,7 +295,7 @@ def test_interrupted_run_with_dropout_and_shared_weights_continues_bit_for_bit(t
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_run_killed_while_it_writes_its_state_continues_bit_for_bit(bert, whole, tmp_path, monkeypatch):
-    file, save = tmp_path / "unfinished.safetensors", modmem.pretraining.save_file
+    file, save = tmp_path / "unfinished.safetensors", safetensors.torch.save_file
     writes = iter(range(10))
 
     def save_half(tensors, path, metadata):
@@ -304,7 +304,7 @@ def test_run_killed_while_it_writes_its_state_continues_bit_for_bit(bert, whole,
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(modmem.pretraining, "save_file", save_half)
+    monkeypatch.setattr(safetensors.torch, "save_file", save_half)
     if (child := os.fork()) == 0:
         try:
             pretrain(bert, TEXT, CONFIG, checkpoint=file)
