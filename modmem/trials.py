@@ -81,7 +81,8 @@ def select_radius(
     bounded = rows[(rows["status"] == "done") & np.isfinite(rows["radius"].astype(float))]
     judges = bounded[bounded["facts"] == on]
     unmodified = judges["unmodified_accuracy" if on == "reported" else "unmodified_accuracy_heldout"]
-    means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in (*by, *also, "radius")]).mean()
+    settings = [*by, *also, "radius"]
+    means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in settings]).mean()
     best = means.dropna().groupby(level=list(range(len(by)))).idxmax()
-    chosen = pd.DataFrame(list(best), columns=[*by, *also, "radius"])
-    return bounded[bounded["facts"] == "reported"].merge(chosen)
+    reported = bounded[bounded["facts"] == "reported"]
+    return reported[pd.MultiIndex.from_frame(reported[settings]).isin(list(best))].reset_index(drop=True)
