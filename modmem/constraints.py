@@ -18,7 +18,7 @@ from .editor import Edit, ModificationConfig, modify_facts
 from .fisher import FisherBall, estimate_fisher
 from .masked_lm import MaskedLM
 from .modification import ModifiedBenchmark
-from .penalties import ewc_penalty, kl_penalty
+from .penalties import check_weight, ewc_penalty, kl_penalty
 from .projection import BALLS, LinfBall, check_radius, check_weights
 
 # %% auto #0
@@ -98,10 +98,12 @@ def modify_constrained(
     modified_benchmark: ModifiedBenchmark,
     config: ModificationConfig,  # its norm is a key of `CONSTRAINTS`
     penalty: Callable | None = None,  # adds its gradient to that of the weights it is given
+    anchor: MaskedLM | None = None,  # the center of the ball, if not `masked_lm`: the model before its first edit
 ) -> Edit:
     "Edit within the constraint that a configuration names."
     check_norm(config.norm)
-    return modify_facts(masked_lm, modified_benchmark, config, CONSTRAINTS[config.norm](masked_lm, modified_benchmark, config), penalty)
+    ball = CONSTRAINTS[config.norm](masked_lm if anchor is None else anchor, modified_benchmark, config)
+    return modify_facts(masked_lm, modified_benchmark, config, ball, penalty, anchor)
 
 # %% ../nbs/3_editors/02_constraints.ipynb #penalties
 def _ewc(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: PenalizedConfig) -> Callable:
@@ -131,16 +133,16 @@ class PenalizedConfig:
     def __post_init__(self):
         if self.penalty not in PENALTIES:
             raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {self.penalty!r}")
-        if not 0 < self.penalty_weight < math.inf:
-            raise ValueError(f"penalty_weight must be a number above 0, not {self.penalty_weight!r}")
+        check_weight(self.penalty_weight)
 
 
 def modify_penalized(
     masked_lm: MaskedLM,  # theta_0; stays as it is
     modified_benchmark: ModifiedBenchmark,
     config: PenalizedConfig,
+    anchor: MaskedLM | None = None,  # the center of ball and penalty, if not `masked_lm`: the model before its first edit
 ) -> Edit:
     "Edit with a penalty for change, and perhaps within a ball."
-    penalty = PENALTIES[config.penalty](masked_lm, modified_benchmark, config)
-    edit = modify_constrained(masked_lm, modified_benchmark, config.modification, penalty)
+    penalty = PENALTIES[config.penalty](masked_lm if anchor is None else anchor, modified_benchmark, config)
+    edit = modify_constrained(masked_lm, modified_benchmark, config.modification, penalty, anchor)
     return replace(edit, record={**edit.record, "penalty": {"name": config.penalty, "weight": config.penalty_weight}})

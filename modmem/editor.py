@@ -19,15 +19,18 @@ import torch
 from .blocks import select_parameters
 from .files import load_record, save_record
 from .finetuning import FinetuningConfig, finetune
-from .masked_lm import MaskedLM, copy_with_own, hash_weights
+from .masked_lm import MaskedLM, copy_with_own, hash_weights, named_weights
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
 from .projection import check_radius, describe_change, make_ball
 
 # %% auto #0
-__all__ = ['ModificationConfig', 'Edit', 'make_edit', 'modify_facts']
+__all__ = ['PAPER_TRAINING', 'ModificationConfig', 'Edit', 'make_edit', 'warn_of_slack', 'modify_facts']
 
 # %% ../nbs/1_method/20_editor.ipynb #modification-config
+PAPER_TRAINING = FinetuningConfig(epochs=10, warmup=0.0, schedule="constant")
+
+
 @dataclass(frozen=True, init=False)
 class ModificationConfig:
     "Settings of an edit (Eq. 3): where, how far, in which norm, and how trained."
@@ -36,13 +39,14 @@ class ModificationConfig:
     radius: float  # delta; has to be given, inf for no constraint
     finetuning: FinetuningConfig  # how trained
 
-    def __init__(self, blocks, norm="linf", radius=None, finetuning=FinetuningConfig(epochs=10, warmup=0.0, schedule="constant"), **settings):
-        "Settings of `finetuning` can be given by name: `steps=80`, `learning_rate=0.003`."
-        if isinstance(finetuning, Mapping):  # as an edit's record has it
-            finetuning = FinetuningConfig(**finetuning)
-        if {"steps", "epochs"} & set(settings):
+    def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, **settings):
+        "Settings of `finetuning` can be given by name: `steps=80`, `learning_rate=0.003`; neither `steps` nor `epochs`: 10 epochs."
+        training = FinetuningConfig(**finetuning) if isinstance(finetuning, Mapping) else finetuning  # a record has a mapping
+        if {"steps", "epochs"} & settings.keys():  # one length takes the other's place
             settings = {"steps": None, "epochs": None} | settings
-        values = (tuple(blocks) if isinstance(blocks, list) else blocks, norm, check_radius(radius), replace(finetuning, **settings))
+            if settings["steps"] is settings["epochs"] is None:
+                settings["epochs"] = PAPER_TRAINING.epochs
+        values = (tuple(blocks) if isinstance(blocks, list) else blocks, norm, check_radius(radius), replace(training, **settings))
         for name, value in zip(("blocks", "norm", "radius", "finetuning"), values):
             object.__setattr__(self, name, value)
 
@@ -121,12 +125,6 @@ def _versions() -> dict[str, str]:
     }
 
 # %% ../nbs/1_method/20_editor.ipynb #make-edit
-def _weights(model: Any, names: Sequence[str]) -> list[torch.Tensor]:
-    "The named weights of a model."
-    parameters = dict(model.model.named_parameters())
-    return [parameters[name].detach() for name in names]
-
-
 def make_edit(
     base: Any,  # before the edit; with its network as `model`, and `device`
     edited: Any,  # after it
@@ -136,8 +134,8 @@ def make_edit(
     modified_benchmark: ModifiedBenchmark,
 ) -> Edit:
     "Take an edit from the weights before and after, with all that is needed to check, understand and replay it."
-    pairs = zip(names, _weights(base, names), _weights(edited, names))
-    bits = {name: (before.view(torch.int32) ^ after.view(torch.int32)).cpu() for name, before, after in pairs}
+    pairs = zip(names, named_weights(base, names), named_weights(edited, names))
+    bits = {name: (before.detach().view(torch.int32) ^ after.detach().view(torch.int32)).cpu() for name, before, after in pairs}
     return Edit(bits, {
         "base_hash": hash_weights(base),
         "edited_hash": hash_weights(edited),
@@ -149,8 +147,11 @@ def make_edit(
     })
 
 # %% ../nbs/1_method/20_editor.ipynb #warn-of-slack
-def _warn_of_slack(config: Any, num_steps: int) -> None:
-    "Warn of a ball that training can hardly reach."
+def warn_of_slack(
+    config: Any,  # with `norm`, `radius` and `finetuning`
+    num_steps: int,  # that were taken
+) -> None:
+    "Warn the caller's caller of a ball that training can hardly reach."
     rate = config.finetuning.learning_rate
     if config.norm == "linf" and rate * num_steps < config.radius < math.inf:
         text = f"{num_steps} steps at learning rate {rate:g} hardly reach the radius {config.radius:g}: it constrains nothing"
@@ -168,7 +169,7 @@ def modify_facts(
     "Train the chosen blocks on D_M inside the ball (Eq. 3), and return the change."
     ball = make_ball(config.norm, config.radius) if constraint is None else constraint
     names = list(select_parameters(masked_lm, config.blocks))
-    centers = _weights(masked_lm if anchor is None else anchor, names)
+    centers = [weight.detach() for weight in named_weights(masked_lm if anchor is None else anchor, names)]
     edited, losses = finetune(
         masked_lm,
         modified_benchmark.modified_train,
@@ -177,7 +178,7 @@ def modify_facts(
         parameters=names,
         make_optimizer=partial(_make_optimizer, ball=ball, centers=centers, penalty=penalty),
     )
-    _warn_of_slack(config, len(losses))
-    outcome = {"steps": len(losses), "final_loss": losses[-1], **describe_change(_weights(edited, names), centers, ball)}
+    warn_of_slack(config, len(losses))
+    outcome = {"steps": len(losses), "final_loss": losses[-1], **describe_change(named_weights(edited, names), centers, ball)}
     edit = make_edit(masked_lm, edited, names, config, outcome, modified_benchmark)
     return edit if anchor is None else replace(edit, record={**edit.record, "anchor_hash": hash_weights(anchor)})

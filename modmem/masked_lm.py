@@ -22,7 +22,7 @@ from .files import DataError, write_folder_atomically
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'SYNTHETIC', 'Architecture', 'MaskedLM', 'predict_pieces', 'in_mode', 'load_masked_lm',
-           'save_masked_lm', 'hash_weights', 'copy_with_own']
+           'save_masked_lm', 'hash_weights', 'copy_with_own', 'named_weights']
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #architecture
 @dataclass(frozen=True)
@@ -264,3 +264,12 @@ def copy_with_own(
     for name, parameter in twin.model.named_parameters():
         parameter.requires_grad_(own is None or name in own)
     return twin
+
+# %% ../nbs/1_method/14_masked_lm.ipynb #named-weights
+def named_weights(
+    masked_lm: MaskedLM,  # or another model that has its network as `model`
+    names: Sequence[str],
+) -> list[nn.Parameter]:  # the model's own, in this order
+    "Pick weights of a model by name."
+    parameters = dict(masked_lm.model.named_parameters())
+    return [parameters[name] for name in names]

@@ -24,8 +24,10 @@ __all__ = ['FINE_TUNING', 'Method', 'Trial', 'run_trial', 'select_radius']
 @dataclass(frozen=True)
 class Method:
     "How facts are modified, and how the result is measured."
+    name: str  # for tables
     modify: Callable  # (model, modified benchmark, settings) -> modified copy, outcome
     measure: Callable = evaluate  # (modified copy, modified benchmark) -> `EditAccuracy`
+    describe: Callable = lambda accuracy, before, modified_benchmark: {}  # what else is told; `before`: unmodified answers that were right
 
 
 def _fine_tune(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: ModificationConfig) -> tuple[MaskedLM, Mapping]:
@@ -34,7 +36,7 @@ def _fine_tune(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, confi
     return edit.apply_to_copy(masked_lm), edit.record["outcome"]
 
 
-FINE_TUNING = Method(_fine_tune)
+FINE_TUNING = Method("edit", _fine_tune)
 
 # %% ../nbs/1_method/21_trial.ipynb #run-trial
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def select_radius(
     bounded = rows[(rows["status"] == "done") & np.isfinite(rows["radius"].astype(float))]
     judges = bounded[bounded["facts"] == on]
     unmodified = judges["unmodified_accuracy" if on == "reported" else "unmodified_accuracy_heldout"]
-    means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in (*by, *also, "radius")]).mean()
+    settings = [*by, *also, "radius"]
+    means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in settings]).mean()
     best = means.dropna().groupby(level=list(range(len(by)))).idxmax()
-    chosen = pd.DataFrame(list(best), columns=[*by, *also, "radius"])
-    return bounded[bounded["facts"] == "reported"].merge(chosen)
+    reported = bounded[bounded["facts"] == "reported"]
+    return reported[pd.MultiIndex.from_frame(reported[settings]).isin(list(best))].reset_index(drop=True)
