@@ -20,11 +20,11 @@ import modmem
 from .files import write_atomically
 
 # %% auto #0
-__all__ = ['TITLES', 'format_setting', 'summarize', 'format_mean_error', 'load_published', 'compare_published', 'describe_run',
-           'describe_errors', 'write_table', 'save_table']
+__all__ = ['TITLES', 'summarize', 'format_mean_error', 'load_published', 'compare_published', 'put_heldout_beside',
+           'describe_run', 'describe_errors', 'write_table', 'save_table']
 
 # %% ../nbs/5_experiments/05_tables.ipynb #label
-def format_setting(value: object) -> str:
+def _label(value: object) -> str:
     "Write a setting the same way whether it was read from a file or computed: 32 is 32.0."
     if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         return "" if math.isnan(value) else f"{value:.12g}"
@@ -33,7 +33,7 @@ def format_setting(value: object) -> str:
 
 def _keys(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
     "Join the settings of each row to one text."
-    return pd.Series([", ".join(map(format_setting, row)) for row in frame[list(columns)].itertuples(index=False)], frame.index, dtype=object)
+    return pd.Series([", ".join(map(_label, row)) for row in frame[list(columns)].itertuples(index=False)], frame.index, dtype=object)
 
 # %% ../nbs/5_experiments/05_tables.ipynb #sort
 def _sort(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def _sort(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.D
         rows = rows.reindex(columns=list(dict.fromkeys([*rows, *by, *columns])))
 
     def comparable(column):
-        return column if pd.api.types.is_numeric_dtype(column) else column.map(format_setting)
+        return column if pd.api.types.is_numeric_dtype(column) else column.map(_label)
 
     return rows.sort_values([*by, *rows.columns.intersection(["seed"])], key=comparable, kind="stable")
 
@@ -113,7 +113,8 @@ def load_published(
 # %% ../nbs/5_experiments/05_tables.ipynb #headings
 _HEADINGS = {
     "modified_accuracy": "A_M (%)", "unmodified_accuracy": "A_F\\S (%)", "average_accuracy": "mean (%)",
-    "unmodified_change": "change of A_F\\S", "num_modified": "|M|",
+    "unmodified_accuracy_reported": "A_F\\S (%), not held out", "unmodified_change": "change of A_F\\S",
+    "num_modified": "|M|", "chosen_on": "chosen on",
 }  # fmt: skip
 
 
@@ -146,8 +147,8 @@ def compare_published(
     ours, paper = (table.set_index("_key") for table in keyed.values())
     keys = [*ours.index, *paper.index.difference(ours.index, sort=False)]
     ours, paper = ours.reindex(keys).fillna({"runs": 0}), paper.reindex(keys)
-    shown = {name: ours[name].where(ours[name].notna(), paper[name]).map(format_setting) for name in on}
-    shown |= {name: ours[name].map(format_setting) for name in ours if name not in (*on, *columns, *errors)}
+    shown = {name: ours[name].where(ours[name].notna(), paper[name]).map(_label) for name in on}
+    shown |= {name: ours[name].map(_label) for name in ours if name not in (*on, *columns, *errors)}
     for column in columns:
         shown[column] = _texts(ours, column, digits)
         if column in paper:
@@ -155,6 +156,18 @@ def compare_published(
     if (notes := paper.get("note", pd.Series("", keys)).fillna("")).any():
         shown["note"] = notes
     return pd.DataFrame(shown, index=keys).reset_index(drop=True).rename(columns=_head)
+
+# %% ../nbs/5_experiments/05_tables.ipynb #put-heldout-beside
+def put_heldout_beside(
+    shown: pd.DataFrame,  # texts of `compare_published`, with a column `chosen on`
+    on: Sequence[str],  # the settings that two lines have in common
+    beside: Sequence[str] = ("radius", "mean (%)"),  # what to put beside
+) -> pd.DataFrame:  # a line for each that was not chosen on held-out facts
+    "Put the radius that held-out facts choose, and the mean there, beside the choice on reported facts."
+    on, is_heldout = [_head(name) for name in on], shown["chosen on"] == "held out"
+    heldout = shown.loc[is_heldout, [*on, *beside]].rename(columns={name: f"{name}, held out" for name in beside})
+    both = shown[~is_heldout].drop(columns="chosen on").merge(heldout, on=on, how="left").fillna("")
+    return both[[*both.columns.drop("note", errors="ignore"), *both.columns.intersection(["note"])]]
 
 # %% ../nbs/5_experiments/05_tables.ipynb #find-commit
 def _find_commit() -> str | None:
@@ -188,10 +201,12 @@ def describe_run(
     }  # fmt: skip
 
 # %% ../nbs/5_experiments/05_tables.ipynb #describe-errors
-def describe_errors(summary: pd.DataFrame) -> str:
+def describe_errors(
+    summary: pd.DataFrame,  # of `summarize`
+) -> str:  # for a legend; empty without runs or errors
     "Say which error is shown, and over how many runs."
     runs = sorted(set(summary["runs"][summary["runs"] > 0])) if "runs" in summary else []
-    names = [name for kind, name in _ERRORS.items() if f"modified_accuracy_{kind}" in summary]
+    names = [name for kind, name in _ERRORS.items() if summary.columns.str.endswith(f"_{kind}").any()]
     if not runs or not names:
         return ""
     counted = f"{runs[0]} run" + "s" * (runs[0] > 1) if len(runs) == 1 else f"{runs[0]} to {runs[-1]} runs"
@@ -221,24 +236,43 @@ TITLES = {
 }
 
 # %% ../nbs/5_experiments/05_tables.ipynb #write-table
-def write_table(table: pd.DataFrame) -> str:
-    "Write a table of texts in markdown."
-    lines = [list(table), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+_NUMBER = r"(?:-|inf|not run|not reached|-?[\d.,]+(?: \([\d.,]+\))?)?"
 
 
+def _mark_notes(table: pd.DataFrame, marks: Mapping[str, str]) -> pd.DataFrame:
+    "Put the mark of a line's note behind the paper's last number, or else behind the first cell."
+    texts = table.drop(columns="note", errors="ignore").astype(str)
+    marked = [name for name in texts if name.endswith(", paper")][-1:] or [texts.columns[0]]
+    return texts.assign(**{marked[0]: texts[marked[0]] + table["note"].map(marks).fillna("")}) if "note" in table else texts
+
+
+def write_table(
+    shown: pd.DataFrame | Mapping[str, pd.DataFrame],  # texts; or several such, by heading
+) -> str:  # markdown
+    "Write tables in markdown: numbers stand to the right, and a column `note` becomes footnotes."
+    tables, parts = {"": shown} if isinstance(shown, pd.DataFrame) else shown, []
+    notes = dict.fromkeys(note for table in tables.values() for note in table.get("note", ()) if note)
+    marks = {note: f"[^{number}]" for number, note in enumerate(notes, start=1)}
+    for heading, table in tables.items():
+        texts = _mark_notes(table, marks)
+        rule = ["---:" if table[name].astype(str).str.fullmatch(_NUMBER).all() else "---" for name in texts]
+        lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in ([*texts], rule, *texts.to_numpy().tolist())]
+        parts += [f"## {heading}"] * bool(heading) + ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    return "\n\n".join(parts + [f"{mark}: {note}" for note, mark in marks.items()])
+
+# %% ../nbs/5_experiments/05_tables.ipynb #save-table
 def _write_text(path: Path, text: str) -> Path:
     "Write a text file, whole or not at all."
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
-# %% ../nbs/5_experiments/05_tables.ipynb #save-table
+
 def save_table(
     folder: str | Path,
     name: str,  # such as "table_3"
     summary: pd.DataFrame,  # the numbers: NAME.csv
-    shown: pd.DataFrame,  # the texts, of `compare_published`: NAME.md
+    shown: pd.DataFrame | Mapping[str, pd.DataFrame],  # the texts, of `compare_published`, perhaps several by heading: NAME.md
     caption: str,  # what is shown, in a sentence or two
     provenance: Mapping[str, object],  # of `describe_run`: NAME.json
     picture: str = "",  # markdown above the table

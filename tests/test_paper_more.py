@@ -8,7 +8,7 @@ from test_paper import MEANS, TINY, assert_means, assert_whole, list_runs, load_
 
 WORLD = {"num_modified": 4, **TINY}
 CONSTRAINTS = {
-    "radii": {"linf": [0.05, 0.2], "fisher_batch": [0.005, 0.05]}, "weights": {"ewc": [1000.0, 10.0]}, "drawn": ["linf", "ewc"], "block": 1,
+    "radii": {"linf": [0.05, 0.2], "fisher_batch": [0.005, 0.05]}, "weights": {"ewc": [1000.0, 10.0]}, "block": 1,
     "levels": [20, 101], "between": [5, 25], "heldout_seeds": [0], **WORLD,
 }
 
