@@ -25,7 +25,7 @@ class FaeStart:
     "A FaE after FT, by recipe (Section 4.6)."
     model: str = "base"  # the encoder: one of `RECIPES`, one of `places.models`, or a name on the hub
     data: Data = field(default=Data(), metadata={"column": None})  # what FT trains on
-    recipe: FaeRecipe = field(default=FaeRecipe(), metadata={"prefix": "fae_", "default": FaeRecipe()})  # how FaE is made and trained
+    recipe: FaeRecipe = field(default=FaeRecipe(), metadata={"prefix": "fae_", "usual": asdict(FaeRecipe())})  # how FaE is made and trained
     kind: str = field(default="FT", init=False, metadata={"column": "start"})  # there is no other
 
     @property

@@ -30,8 +30,8 @@ from .world import make_world
 from .zsre import load_zsre
 
 # %% auto #0
-__all__ = ['RECIPES', 'hash_settings', 'Data', 'Places', 'Start', 'exclusively', 'load_pretrained', 'load_benchmark',
-           'find_start', 'find_answered']
+__all__ = ['RECIPES', 'FT', 'FT_COLUMN', 'hash_settings', 'Data', 'Places', 'Start', 'exclusively', 'load_pretrained',
+           'load_benchmark', 'find_start', 'find_answered']
 
 # %% ../nbs/5_experiments/00_starts.ipynb #hash-settings
 def _canonical(value: Any) -> Any:
@@ -130,6 +130,10 @@ RECIPES = {  # name of a world's model -> how it is made
 
 # %% ../nbs/5_experiments/00_starts.ipynb #start
 _METHOD_VERSION = 1  # raised when a change of ours makes other weights from the same settings
+FT = FinetuningConfig(steps=600, batch_size=64, learning_rate=1e-3, pool=16, max_gradient_norm=1.0)  # of the synthetic world
+FT_COLUMN = {  # a table of rows has length, batch and rate of FT, and what else is not as usual
+    "prefix": "finetuning_", "usual": {name: value for name, value in asdict(FT).items() if name not in ("steps", "batch_size", "learning_rate")},
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Start:
     model: str = "base"  # one of `RECIPES`, one of `places.models`, or a name on the hub
     kind: str = field(default="FT", metadata={"column": "start"})  # "RI", "pretrained" or "FT"
     data: Data | None = field(default=None, metadata={"column": None})  # what FT trains on
-    finetuning: FinetuningConfig | None = field(default=None, metadata={"prefix": "finetuning_"})  # how FT trains
+    finetuning: FinetuningConfig | None = field(default=None, metadata=FT_COLUMN)  # how FT trains
 
     def __post_init__(self):
         if self.kind not in ("RI", "pretrained", "FT"):
