@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from .blocks import select_parameters
+from .blocks import named_weights, select_parameters
 from .files import load_record, save_record
 from .finetuning import FinetuningConfig, finetune
-from .masked_lm import MaskedLM, copy_with_own, hash_weights, named_weights
+from .masked_lm import MaskedLM, copy_with_own, hash_weights
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
 from .projection import check_radius, describe_change, make_ball
