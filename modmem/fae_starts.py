@@ -10,8 +10,9 @@ from functools import lru_cache
 
 from .fae import FactsAsExperts
 from .fae_training import FaeRecipe, load_fae, save_fae, train_fae
+from .files import exclusively
 from .masked_lm import MaskedLM, hash_weights
-from .starts import Data, Places, Start, exclusively, find_start, hash_settings, load_benchmark, load_pretrained
+from .starts import Data, Places, Start, find_start, hash_settings, load_benchmark, load_pretrained
 
 # %% auto #0
 __all__ = ['FaeStart', 'find_fae', 'find_model']

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from .editor import ModificationConfig
 from .figures import save_figure
 from .finetuning import FinetuningConfig
 from .runs import Run, Sample, list_columns
-from .starts import FT, RECIPES, Data, Places, Start
+from .starts import RECIPES, Data, Places, Start
 from .sweep import run_sweep
 from .tables import describe_run, save_table
 
@@ -68,7 +67,7 @@ def _make_start(parameters: Mapping[str, Any], data: Data, given: Mapping[str, A
     if kind != "FT":
         return Start(model, kind)
     steps, batch_size, rate = (parameters[f"finetuning_{name}"] for name in ("steps", "batch_size", "learning_rate"))
-    return Start(model, kind, data, replace(FT, steps=steps, batch_size=batch_size, learning_rate=rate))
+    return Start(model, kind, data, FinetuningConfig(rate, batch_size, steps=steps, pool=16, max_gradient_norm=1.0))
 
 # %% ../nbs/5_experiments/10_paper.ipynb #paper
 class Paper:

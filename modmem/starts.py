@@ -5,21 +5,18 @@
 # %% ../nbs/5_experiments/00_starts.ipynb #imports
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .batches import keep_answerable
 from .facts import Benchmark
-from .files import DataError, check_whole, write_atomically, write_folder_atomically
+from .files import DataError, check_whole, exclusively, write_atomically, write_folder_atomically
 from .finetuning import FinetuningConfig, finetune
 from .masked_lm import SYNTHETIC, MaskedLM, hash_weights, load_masked_lm, save_masked_lm
 from .modification import answered_facts
@@ -30,8 +27,8 @@ from .world import make_world
 from .zsre import load_zsre
 
 # %% auto #0
-__all__ = ['RECIPES', 'FT', 'FT_COLUMN', 'hash_settings', 'Data', 'Places', 'Start', 'exclusively', 'load_pretrained',
-           'load_benchmark', 'find_start', 'find_answered']
+__all__ = ['RECIPES', 'FT_COLUMN', 'hash_settings', 'Data', 'Places', 'Start', 'load_pretrained', 'load_benchmark', 'find_start',
+           'find_answered']
 
 # %% ../nbs/5_experiments/00_starts.ipynb #hash-settings
 def _canonical(value: Any) -> Any:
@@ -130,10 +127,9 @@ RECIPES = {  # name of a world's model -> how it is made
 
 # %% ../nbs/5_experiments/00_starts.ipynb #start
 _METHOD_VERSION = 1  # raised when a change of ours makes other weights from the same settings
-FT = FinetuningConfig(steps=600, batch_size=64, learning_rate=1e-3, pool=16, max_gradient_norm=1.0)  # of the synthetic world
-FT_COLUMN = {  # a table of rows has length, batch and rate of FT, and what else is not as usual
-    "prefix": "finetuning_", "usual": {name: value for name, value in asdict(FT).items() if name not in ("steps", "batch_size", "learning_rate")},
-}
+FT_COLUMN = {"prefix": "finetuning_", "usual": {  # a table of rows has length, batch and rate of FT, and what else is not as usual
+    "unmodified_per_modified": 0.0, "warmup": 0.1, "schedule": "linear", "dropout": 0.0, "max_gradient_norm": 1.0, "pool": 16, "seed": 0, "min_steps": 1,
+}}
 
 
 @dataclass(frozen=True)
@@ -161,22 +157,6 @@ class Start:
     def key(self) -> str:
         "The hash of the settings: a folder's name."
         return hash_settings(self.settings)
-
-# %% ../nbs/5_experiments/00_starts.ipynb #exclusively
-@contextlib.contextmanager
-def exclusively(
-    path: str | Path,  # lock file; its folder is made if need be
-    wait: bool = True,  # until whoever holds it is done; or do without
-) -> Iterator[bool]:  # whether the lock is ours
-    "Hold a lock that only one process can hold; it ends with the process at the latest."
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    with contextlib.suppress(Timeout):
-        lock.acquire(blocking=wait)
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
 
 # %% ../nbs/5_experiments/00_starts.ipynb #make-once
 def _make_once(folder: Path, settings: dict, make: Callable[[], tuple[MaskedLM, dict]]) -> dict:
