@@ -25,7 +25,23 @@ from .projected_adam import ProjectedAdam
 from .projection import check_radius, describe_change, make_ball
 
 # %% auto #0
-__all__ = ['ModificationConfig', 'Edit', 'make_edit', 'modify_facts']
+__all__ = ['PAPER_TRAINING', 'choose_training', 'ModificationConfig', 'Edit', 'make_edit', 'warn_of_slack', 'modify_facts']
+
+# %% ../nbs/1_method/20_editor.ipynb #choose-training
+PAPER_TRAINING = FinetuningConfig(epochs=10, warmup=0.0, schedule="constant")  # Appendix B
+
+
+def choose_training(
+    finetuning: FinetuningConfig | Mapping = PAPER_TRAINING,  # a mapping as an edit's record has it
+    **settings,  # of it, by name: `steps=80`, `learning_rate=0.003`; neither `steps` nor `epochs`: 10 epochs
+) -> FinetuningConfig:
+    "Choose how an edit is trained."
+    training = FinetuningConfig(**finetuning) if isinstance(finetuning, Mapping) else finetuning
+    if {"steps", "epochs"} & settings.keys():  # one length takes the other's place
+        settings = {"steps": None, "epochs": None} | settings
+        if settings["steps"] is settings["epochs"] is None:
+            settings["epochs"] = PAPER_TRAINING.epochs
+    return replace(training, **settings)
 
 # %% ../nbs/1_method/20_editor.ipynb #modification-config
 @dataclass(frozen=True, init=False)
@@ -36,14 +52,11 @@ class ModificationConfig:
     radius: float  # delta; has to be given, inf for no constraint
     finetuning: FinetuningConfig  # how trained
 
-    def __init__(self, blocks, norm="linf", radius=None, finetuning=FinetuningConfig(epochs=10, warmup=0.0, schedule="constant"), **settings):
-        "Settings of `finetuning` can be given by name: `steps=80`, `learning_rate=0.003`."
-        if isinstance(finetuning, Mapping):  # as an edit's record has it
-            finetuning = FinetuningConfig(**finetuning)
-        if {"steps", "epochs"} & set(settings):
-            settings = {"steps": None, "epochs": None} | settings
-        values = (tuple(blocks) if isinstance(blocks, list) else blocks, norm, check_radius(radius), replace(finetuning, **settings))
-        for name, value in zip(("blocks", "norm", "radius", "finetuning"), values):
+    def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, **settings):
+        "Settings of `finetuning` can be given by name (`choose_training`)."
+        blocks = tuple(blocks) if isinstance(blocks, list) else blocks
+        values = {"blocks": blocks, "norm": norm, "radius": check_radius(radius), "finetuning": choose_training(finetuning, **settings)}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
 # %% ../nbs/1_method/20_editor.ipynb #flip-bits
@@ -149,8 +162,11 @@ def make_edit(
     })
 
 # %% ../nbs/1_method/20_editor.ipynb #warn-of-slack
-def _warn_of_slack(config: Any, num_steps: int) -> None:
-    "Warn of a ball that training can hardly reach."
+def warn_of_slack(
+    config: Any,  # with `norm`, `radius` and `finetuning`
+    num_steps: int,  # that were taken
+) -> None:
+    "Warn the caller's caller of a ball that training can hardly reach."
     rate = config.finetuning.learning_rate
     if config.norm == "linf" and rate * num_steps < config.radius < math.inf:
         text = f"{num_steps} steps at learning rate {rate:g} hardly reach the radius {config.radius:g}: it constrains nothing"
@@ -177,7 +193,7 @@ def modify_facts(
         parameters=names,
         make_optimizer=partial(_make_optimizer, ball=ball, centers=centers, penalty=penalty),
     )
-    _warn_of_slack(config, len(losses))
+    warn_of_slack(config, len(losses))
     outcome = {"steps": len(losses), "final_loss": losses[-1], **describe_change(_weights(edited, names), centers, ball)}
     edit = make_edit(masked_lm, edited, names, config, outcome, modified_benchmark)
     return edit if anchor is None else replace(edit, record={**edit.record, "anchor_hash": hash_weights(anchor)})
