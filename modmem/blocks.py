@@ -37,17 +37,17 @@ def select_parameters(
 ) -> dict[str, torch.nn.Parameter]:  # name -> parameter, each once, without the key biases
     "Select the weights of Transformer blocks; never embeddings or head (Section 3.3)."
     modules = masked_lm.blocks
-    blocks = check_blocks(blocks)
-    indices = range(len(modules)) if blocks == "all" else [blocks] if isinstance(blocks, int) else blocks
+    chosen = check_blocks(blocks)
+    indices = range(len(modules)) if chosen == "all" else [chosen] if isinstance(chosen, int) else chosen
     if (largest := max(indices)) >= len(modules):
         raise ValueError(f"expected block indices from 0 to {len(modules) - 1}, not {largest!r}")
     if len({id(module) for module in modules}) < len(modules) and len(indices) < len(modules):
         raise ValueError(f"this model shares its weights between blocks, so blocks must be 'all', not {blocks!r}")
-    chosen = {id(parameter) for index in indices for parameter in modules[index].parameters()}
+    wanted = {id(parameter) for index in indices for parameter in modules[index].parameters()}
     return {
         name: parameter
         for name, parameter in masked_lm.model.named_parameters()
-        if id(parameter) in chosen and not name.endswith(".key.bias")
+        if id(parameter) in wanted and not name.endswith(".key.bias")
     }
 
 # %% ../nbs/1_method/16_blocks.ipynb #named-weights

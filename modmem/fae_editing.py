@@ -39,6 +39,8 @@ class FaeEditConfig:
         self, group, norm="linf", radius=None, finetuning=None, tables=False, null_rate=0.0, symbolic=True, absent="refuse", **settings
     ):
         "Settings of `finetuning` can be given by name (`choose_training`)."
+        if group not in ("none", "AWT", "middle+AWT", "last+AWT", "all"):
+            raise ValueError(f"group must be one of none, AWT, middle+AWT, last+AWT, all, not {group!r}")
         finetuning, training = choose_training(finetuning or PAPER_TRAINING, **settings), (None,) * 5
         if group != "none":
             training = (norm, make_ball(norm, radius).radius, finetuning, tables, null_rate)

@@ -38,7 +38,8 @@ def make_method(columns):
     if method == "kNN-LM":
         return take(NeighborConfig, columns)
     if method == "retrain":
-        return RetrainConfig(take_training(USUAL | columns, "finetuning_" if "retraining_steps" not in columns else "retraining_"))
+        training = columns | {f"finetuning_{name.removeprefix('retraining_')}": value for name, value in columns.items() if name.startswith("retraining_")}
+        return RetrainConfig(take_training(training, "finetuning_"))
     if method == "FaE":
         return take(FaeEditConfig, columns, finetuning=take_training(columns))
     edit = ModificationConfig(**settings, finetuning=take_training(columns))

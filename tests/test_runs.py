@@ -61,7 +61,10 @@ def test_key_of_a_run_is_stable():
     assert make_run(**TREX).key != make_run(benchmark="trex", relations=["P19"]).key == make_run(benchmark="trex", relations=("P19",)).key
 
 
-KEYS = {}
+KEYS = {
+    "edit": "1c00aee008fba28f", "mixed": "9e29d558118c7335", "uniform": "b6a22b62d88f6ae5", "retrain": "20c2e7698be0f14f",
+    "kNN-LM": "10737683c96192d0", "FaE": "675e90da43bdfb77", "penalty": "54fb9415e39a2c81",
+}
 
 CHANGES = {
     "benchmark": "zsre", "num_subjects": 13, "relations": ("P20",), "max_evidences": 4, "facts": "heldout", "drawn_from": "all",
