@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from .masked_lm import MaskedLM
 
 # %% auto #0
-__all__ = ['select_parameters']
+__all__ = ['select_parameters', 'named_weights']
 
 # %% ../nbs/1_method/16_blocks.ipynb #select-parameters
 def _indices(blocks: int | Sequence[int] | str, num_blocks: int) -> list[int]:
@@ -45,3 +46,12 @@ def select_parameters(
         for name, parameter in masked_lm.model.named_parameters()
         if id(parameter) in chosen and not name.endswith(".key.bias")
     }
+
+# %% ../nbs/1_method/16_blocks.ipynb #named-weights
+def named_weights(
+    model: Any,  # a MaskedLM, or another model that has its network as `model`
+    names: Sequence[str],  # such as the keys of what `select_parameters` gives
+) -> list[torch.nn.Parameter]:  # the model's own, in this order
+    "Pick weights of a model by name."
+    parameters = dict(model.model.named_parameters())
+    return [parameters[name] for name in names]

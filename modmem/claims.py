@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from .files import write_atomically
-from .selection import select_radius
-from .sweep import Run
+from .runs import Sample, list_columns
+from .starts import Data
+from .statistics import correct_levels, find_interval, find_p, give_verdict
+from .trials import select_radius
 
 # %% auto #0
-__all__ = ['CLAIMS', 'Claim', 'find_interval', 'give_verdict', 'find_p', 'correct_levels', 'Parts', 'assign_parts',
-           'check_claims', 'write_claims']
+__all__ = ['CLAIMS', 'Claim', 'Parts', 'assign_parts', 'check_claims', 'write_claims']
 
 # %% ../nbs/5_experiments/08_claims.ipynb #claim
 _LITTLE, _MUCH, _MOST = 2.0, 10.0, 50.0  # points, points, percent of what was there
@@ -47,73 +47,6 @@ class Claim:
         if self.kind == "within" and not self.margin > 0:
             raise ValueError(f"the margin of a claim 'within' must be positive, not {self.margin!r}")
 
-# %% ../nbs/5_experiments/08_claims.ipynb #find-interval
-def _standard_error(values: np.ndarray) -> float:
-    "Find the standard error of the mean; NaN without a spread."
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return error if error > 1e-9 * max(1.0, np.abs(values).max(initial=0.0)) else np.nan
-
-
-def _is_unchanged(values: np.ndarray) -> bool:
-    "Whether all of several runs changed nothing, up to rounding."
-    return len(values) > 1 and np.abs(values).max() < 1e-9
-
-
-def find_interval(
-    values: Sequence[float],  # one a seed
-    level: float = 0.05,  # how often the mean may lie outside
-) -> tuple[float, float]:  # NaN where the values have no spread
-    "Find the t interval of a mean; where nothing changed in any run, it is 0 to 0."
-    values = np.asarray(values, dtype=float)
-    if _is_unchanged(values):
-        return 0.0, 0.0
-    reach = stats.t.isf(level / 2, max(len(values) - 1, 1)) * _standard_error(values)
-    return (np.nan, np.nan) if np.isnan(reach) else (float(values.mean() - reach), float(values.mean() + reach))
-
-# %% ../nbs/5_experiments/08_claims.ipynb #give-verdict
-def give_verdict(
-    low: float,  # of the interval
-    high: float,
-    kind: str,  # of the claim: "more than" or "within"
-    margin: float,
-) -> str:  # "holds", "contradicted" or "undecided"
-    "Compare an interval with a margin."
-    if low > (margin if kind == "more than" else -margin) and (kind == "more than" or high < margin):
-        return "holds"
-    if high < (margin if kind == "more than" else -margin) or (kind == "within" and low > margin):
-        return "contradicted"
-    return "undecided"
-
-# %% ../nbs/5_experiments/08_claims.ipynb #correct-levels
-def find_p(
-    values: Sequence[float],  # one a seed
-    kind: str,
-    margin: float,
-) -> float:  # NaN where the values have no spread
-    "Find the smallest level at which the interval of `values` reaches a verdict."
-    values = np.asarray(values, dtype=float)
-    if _is_unchanged(values):
-        return float(kind == "more than" and margin == 0)
-    if np.isnan(error := _standard_error(values)):
-        return np.nan
-    distance = abs(values.mean() - margin if kind == "more than" else abs(values.mean()) - margin)
-    return float(2 * stats.t.sf(distance / error, len(values) - 1))
-
-
-def correct_levels(
-    p: Sequence[float],  # of each claim; NaN: cannot be decided, but counts
-    level: float = 0.05,  # of all together
-) -> tuple[np.ndarray, np.ndarray]:  # level of each interval; p to compare with `level`
-    "Share a level among claims (Holm)."
-    p = np.asarray(p, dtype=float)
-    levels, corrected, going, highest = np.empty(len(p)), np.full(len(p), np.nan), True, 0.0
-    for rank, place in enumerate(np.argsort(p, kind="stable")):  # NaN last
-        share = level / (len(p) - rank) if going else share
-        levels[place], going = share, going and p[place] < share
-        highest = max(highest, min(1.0, p[place] * (len(p) - rank)))
-        corrected[place] = np.nan if np.isnan(p[place]) else highest
-    return levels, corrected
-
 # %% ../nbs/5_experiments/08_claims.ipynb #parts
 @dataclass(frozen=True)
 class Parts:
@@ -126,8 +59,8 @@ class Parts:
     large_blocks: Mapping = field(default_factory=lambda: {0: "first", 7: "last", "all": "all"})
     num_modified: int = 32  # |M| where the claim names none, and the smallest
 
-# %% ../nbs/5_experiments/08_claims.ipynb #assign-parts
-_SETTINGS = [one.name for one in fields(Run)]
+# %% ../nbs/5_experiments/08_claims.ipynb #find-parts
+_SETTINGS = list(list_columns())
 _ACCURACIES = [f"{kind}_accuracy{which}" for kind in ("modified", "unmodified") for which in ("", "_before", "_heldout", "_reported")]
 _MEASURED = [*_ACCURACIES, "within_epsilon", "lost_sharing", "lost_others"]
 
@@ -144,9 +77,9 @@ def _find_positions(rows: pd.DataFrame, parts: Parts) -> pd.Series:
 
 def _is_usual(rows: pd.DataFrame, parts: Parts) -> pd.Series:
     "Tell which rows are no ablation."
-    drawn_from = {name: Run(benchmark=name).settings["drawn_from"] for name in (parts.cloze, parts.questions)}
-    drawn = (rows["drawn_from"] == rows["benchmark"].map(drawn_from)) & (rows["object_frequency"] == Run.object_frequency)
-    usual = {"penalty": [""], "key_layer": ["", "last_hidden"], "tables": [False], "coverage": [], "null_rate": []}
+    drawn_from = {name: Sample(Data(name)).drawn_from for name in (parts.cloze, parts.questions)}
+    drawn = (rows["drawn_from"] == rows["benchmark"].map(drawn_from)) & (rows["object_frequency"] == Sample.object_frequency)
+    usual = {"penalty": [""], "key_layer": ["", "last_hidden"], "tables": [False], "fae_coverage": [], "fae_null_rate": []}
     return drawn & np.logical_and.reduce([rows[name].isna() | rows[name].isin(values) for name, values in usual.items()])
 
 
@@ -158,13 +91,20 @@ def _drop_tuning(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows[is_reported], heldout]) if len(heldout) else rows[is_reported]
 
 
+def _place_retraining(rows: pd.DataFrame) -> pd.DataFrame:
+    "Say of retraining what its settings take for granted: all weights change, and nothing holds them."
+    retrained = rows["method"] == "retrain"
+    placed = {"blocks": "all", "norm": "linf", "radius": np.inf, "unmodified_per_modified": 0.0, "epochs": 0.0}
+    return rows.assign(**{name: rows[name].mask(retrained, value) for name, value in placed.items()})
+
+# %% ../nbs/5_experiments/08_claims.ipynb #assign-parts
 def assign_parts(
     rows: pd.DataFrame,  # of `load_results`
     parts: Parts = Parts(),
 ) -> pd.DataFrame:  # rows that play a part, with `position`, `few`, `fixed`, and what is measured
     "Find the rows that the claims are about."
     rows = rows.reindex(columns=list(dict.fromkeys([*rows, "status", *_SETTINGS, *_MEASURED])))
-    rows = rows.assign(position=_find_positions(rows, parts))
+    rows = _place_retraining(rows).assign(position=lambda placed: _find_positions(placed, parts))
     wanted = _is_usual(rows, parts) & (rows["status"] == "done") & rows["position"].notna() & (rows["num_modified"] >= parts.num_modified)
     rows = _drop_tuning(rows[wanted]).astype(dict.fromkeys(_MEASURED, float))
     rows["benchmark"] = rows["benchmark"].map({parts.cloze: "T-REx", parts.questions: "zsRE"})
@@ -470,8 +410,8 @@ def _steepness(rows: pd.DataFrame, norm: str) -> pd.Series:
         if position in _ENDS:
             radii = sorted(wide[position].columns)
             place = radii.index(radius)
-            beside = [one for one in (*radii[max(place - 1, 0) : place], *radii[place + 1 : place + 2])]
-            changes = [(wide[position][one] - wide[position][radius]).abs() / abs(np.log2(one / radius)) for one in beside]
+            beside = (*radii[max(place - 1, 0) : place], *radii[place + 1 : place + 2])
+            changes = [(wide[position][other] - wide[position][radius]).abs() / abs(np.log2(other / radius)) for other in beside]
             slopes[position] = pd.concat(changes, axis=1).mean(axis=1, skipna=False) if changes else np.nan
     return slopes.mean(axis=1, skipna=False)
 
@@ -668,6 +608,16 @@ _FISHER = (
 # %% ../nbs/5_experiments/08_claims.ipynb #registry
 CLAIMS = (*_FORGETTING, *_BALL, *_BLOCKS, *_BEST_BLOCKS, *_MIXING, *_NUMBERS, *_NORMS, *_UNIFORM, *_FAE, *_NEIGHBORS, *_FISHER)
 
+# %% ../nbs/5_experiments/08_claims.ipynb #judge
+def _judge(claim: Claim, values: np.ndarray, share: float, level: float) -> dict:
+    "The effect of a claim, its interval at its share of the level and alone, and the verdicts."
+    effect = values.mean() if len(values) else np.nan
+    row = {"name": claim.name, "kind": claim.kind, "margin": claim.margin, "unit": claim.unit, "planned": claim.planned, "n": len(values), "effect": effect}
+    for which, asked in (("", share), ("_alone", level)):
+        row[f"low{which}"], row[f"high{which}"] = ends = find_interval(values, asked)
+        row[f"verdict{which}"] = give_verdict(*ends, claim.kind, claim.margin) if len(values) else "not run"
+    return row
+
 # %% ../nbs/5_experiments/08_claims.ipynb #check-claims
 def check_claims(
     rows: pd.DataFrame,  # of `load_results`
@@ -676,22 +626,14 @@ def check_claims(
     level: float = 0.05,  # of all claims together
 ) -> pd.DataFrame:  # a row a claim; `low`, `high`, `p` and `verdict` are corrected over the claims, those with `alone` are not
     "Check claims on the rows of a sweep; one whose rows are missing is 'not run'."
-    if again := [name for name, count in Counter(one.name for one in claims).items() if count > 1]:
+    if again := [name for name, count in Counter(claim.name for claim in claims).items() if count > 1]:
         raise ValueError(f"several claims are called {again[0]!r}")
     rows = assign_parts(rows, parts)
-    values = [one.measure(rows).astype(float).replace([np.inf, -np.inf], np.nan).dropna().sort_index().to_numpy() for one in claims]
-    levels, corrected = correct_levels([find_p(found, one.kind, one.margin) for one, found in zip(claims, values)], level)
-    table = []
-    for one, found, share, p in zip(claims, values, levels, corrected):
-        low, high = find_interval(found, share)
-        low_alone, high_alone = find_interval(found, level)
-        verdict, alone = (give_verdict(*ends, one.kind, one.margin) if len(found) else "not run" for ends in ((low, high), (low_alone, high_alone)))
-        table.append({
-            "name": one.name, "kind": one.kind, "margin": one.margin, "unit": one.unit, "planned": one.planned, "n": len(found),
-            "effect": found.mean() if len(found) else np.nan, "low": low, "high": high, "p": p, "verdict": verdict,
-            "low_alone": low_alone, "high_alone": high_alone, "verdict_alone": alone,
-        })
-    return pd.DataFrame(table)
+    values = [claim.measure(rows).astype(float).replace([np.inf, -np.inf], np.nan).dropna().sort_index().to_numpy() for claim in claims]
+    levels, corrected = correct_levels([find_p(found, claim.kind, claim.margin) for claim, found in zip(claims, values)], level)
+    table = pd.DataFrame([_judge(claim, found, share, level) for claim, found, share in zip(claims, values, levels)])
+    order = ["name", "kind", "margin", "unit", "planned", "n", "effect", "low", "high", "p", "verdict", "low_alone", "high_alone", "verdict_alone"]
+    return table.assign(p=corrected)[order]
 
 # %% ../nbs/5_experiments/08_claims.ipynb #describe
 _INTRODUCTION = """Each claim of the paper is a contrast, one number for each seed, with a margin. They were written down

@@ -5,55 +5,38 @@
 # %% ../nbs/2_data/02_download.ipynb #imports
 from __future__ import annotations
 
-import os
 import re
 import stat
-import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
-from pooch import HTTPDownloader
+from pooch import HTTPDownloader, Unzip, get_logger, retrieve
 from tqdm import tqdm
 
-from .files import DataError, hash_file, write_atomically
+from .files import DataError, hash_file, write_atomically, write_folder_atomically
+
+get_logger().setLevel("WARNING")  # bars and errors say what a reader needs to know
 
 # %% auto #0
-__all__ = ['TREX_URL', 'ZSRE_URL', 'fetch', 'read_checksum', 'download', 'check_members', 'unzip', 'download_trex',
-           'download_zsre']
-
-# %% ../nbs/2_data/02_download.ipynb #urls
-TREX_URL = "https://dl.fbaipublicfiles.com/LAMA/data.zip"
-ZSRE_URL = "http://dl.fbaipublicfiles.com/KILT/structured_zeroshot-train-kilt.jsonl"
+__all__ = ['TREX_URL', 'ZSRE_URL', 'download', 'unzip', 'download_trex', 'download_zsre']
 
 # %% ../nbs/2_data/02_download.ipynb #fetch
-def fetch(
-    url: str,  # http or https
-    path: Path,  # file to write
-    starts_with: bytes,  # how the content must begin: tells a login page from data
-):
-    "Fetch `url` into `path`; `DataError` if it is unreachable, cut short, or something else."
+def _fetch(url: str, path: str, _: None, starts_with: bytes) -> None:
+    "Fetch `url` into `path`, as pooch's downloader; `DataError` if it is unreachable, cut short, or something else."
     try:
         # pooch sets the total to the size announced, or to 0, but only of a bar that is true: of a total above 0
         with tqdm(desc=url.rsplit("/", 1)[-1], total=1, unit="B", unit_scale=True, disable=None) as bar:
-            HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers={"Accept-Encoding": "identity"})(url, str(path), None)
+            HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers={"Accept-Encoding": "identity"})(url, path, None)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be downloaded, {' '.join(str(error).split())}", url) from None
-    if bar.total and path.stat().st_size != bar.total:
-        raise DataError(f"expected {bar.total} bytes, the connection ended after {path.stat().st_size}", url)
-    with path.open("rb") as content:
-        start = content.read(len(starts_with))
-    if start != starts_with:
-        raise DataError(f"expected content that starts with {starts_with!r}, found {start!r}", url)
-
-# %% ../nbs/2_data/02_download.ipynb #read-checksum
-def read_checksum(path: Path) -> str | None:
-    "Read a recorded checksum, in the format of `sha256sum`; `None` if there is none yet."
-    if not path.is_file():
-        return None
-    found = re.match(r"[0-9a-f]{64}\b", path.read_text(encoding="utf-8", errors="replace"))
-    if not found:
-        raise DataError("expected a SHA-256 of 64 hexadecimal digits", path, 1)
-    return found[0]
+    fetched = Path(path)
+    if bar.total and fetched.stat().st_size != bar.total:
+        raise DataError(f"expected {bar.total} bytes, the connection ended after {fetched.stat().st_size}", url)
+    with fetched.open("rb") as content:
+        if (start := content.read(len(starts_with))) != starts_with:
+            raise DataError(f"expected content that starts with {starts_with!r}, found {start!r}", url)
+    fetched.chmod(0o644)  # pooch's temporary file is its owner's alone
 
 # %% ../nbs/2_data/02_download.ipynb #download
 def download(
@@ -63,34 +46,34 @@ def download(
 ) -> Path:  # the same path: whole, and as recorded
     "Fetch a file once; check it against its recorded checksum ever after."
     record = path.with_name(f"{path.name}.sha256")
-    expected = read_checksum(record)
-    if not path.is_file() or expected not in (None, hash_file(path)):
-        with write_atomically(path) as temporary:
-            fetch(url, temporary, starts_with)
-            if expected not in (None, hash_file(temporary)):
-                found = hash_file(temporary)
-                raise DataError(f"expected SHA-256 {expected} as recorded in {record}, found {found}", url)
+    expected = record.read_text(encoding="utf-8", errors="replace")[:64] if record.is_file() else None
+    if expected is not None and not re.fullmatch(r"[0-9a-f]{64}", expected):
+        raise DataError("expected a SHA-256 of 64 hexadecimal digits", record, 1)
+    try:
+        retrieve(url, expected, path.name, path.parent, downloader=partial(_fetch, starts_with=starts_with))
+    except DataError:
+        raise
+    except ValueError as error:  # pooch's, for another checksum
+        raise DataError(f"expected SHA-256 as recorded in {record}; {error}", url) from None
     if expected is None:
         with write_atomically(record) as temporary:
             temporary.write_text(f"{hash_file(path)}  {path.name}\n", encoding="utf-8")
     return path
 
 # %% ../nbs/2_data/02_download.ipynb #check-members
-def check_members(
-    members: list[zipfile.ZipInfo],  # what the archive claims to hold
-    archive: Path,  # for errors
-    max_bytes: int,  # of all members together, unpacked
-):
+def _check_members(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
     "Refuse an archive with a member that leaves its folder, is no regular file, or unpacks to too much."
+    if not members:
+        raise ValueError("expected files, found an empty archive")
     for member in members:
         path = PureWindowsPath(member.filename)  # knows drives, and both kinds of slash
         if path.anchor or ".." in path.parts:
-            raise DataError(f"expected members inside the folder, found {member.filename!r}", archive)
+            raise ValueError(f"expected members inside the folder, found {member.filename!r}")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise DataError(f"expected files and folders, {member.filename!r} is neither", archive)
+            raise ValueError(f"expected files and folders, {member.filename!r} is neither")
     size = sum(member.file_size for member in members)
     if size > max_bytes:
-        raise DataError(f"expected at most {max_bytes} bytes unpacked, found {size}", archive)
+        raise ValueError(f"expected at most {max_bytes} bytes unpacked, found {size}")
 
 # %% ../nbs/2_data/02_download.ipynb #unzip
 def unzip(
@@ -99,20 +82,18 @@ def unzip(
     max_bytes: int = 4 << 30,  # of all members together, unpacked: several times what LAMA takes
 ):
     "Unpack a zip that is not trusted."
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        content = Path(temporary) / "content"
-        content.mkdir()
-        try:
-            with zipfile.ZipFile(archive) as packed:
-                members = packed.infolist()
-                check_members(members, archive, max_bytes)
-                for member in tqdm(members, desc=archive.name, delay=2, disable=None):
-                    packed.extract(member, content)
-        except DataError:
-            raise
-        except Exception as error:  # a damaged zip raises whatever its first wrong byte leads to
-            raise DataError(f"cannot be unpacked, {' '.join(str(error).split())}", archive) from None
-        os.replace(content, target)
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            members = packed.infolist()
+        _check_members(members, max_bytes)
+        with write_folder_atomically(target, marker=members[0].filename) as folder:
+            Unzip(extract_dir=folder.resolve())(str(archive), "download", None)
+    except Exception as error:  # a damaged zip raises whatever its first wrong byte leads to
+        raise DataError(f"cannot be unpacked, {' '.join(str(error).split())}", archive) from None
+
+# %% ../nbs/2_data/02_download.ipynb #urls
+TREX_URL = "https://dl.fbaipublicfiles.com/LAMA/data.zip"
+ZSRE_URL = "http://dl.fbaipublicfiles.com/KILT/structured_zeroshot-train-kilt.jsonl"
 
 # %% ../nbs/2_data/02_download.ipynb #download-trex
 def download_trex(

@@ -5,81 +5,50 @@
 # %% ../nbs/1_method/20_editor.ipynb #imports
 from __future__ import annotations
 
-import json
 import math
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from .blocks import select_parameters
-from .files import DataError, write_atomically
+from .blocks import named_weights, select_parameters
+from .files import load_record, save_record
 from .finetuning import FinetuningConfig, finetune
-from .fisher import FisherBall, estimate_fisher
-from .masked_lm import MaskedLM, hash_weights
+from .masked_lm import MaskedLM, copy_with_own, hash_weights
 from .modification import ModifiedBenchmark
-from .penalties import ewc_penalty, kl_penalty
 from .projected_adam import ProjectedAdam
-from .projection import BALLS, RelativeLinfBall, check_radius, describe_change, make_ball
+from .projection import check_radius, describe_change, make_ball
 
 # %% auto #0
-__all__ = ['FISHER_NORMS', 'NORMS', 'PENALTIES', 'ModificationConfig', 'Edit', 'modify_facts', 'make_record']
-
-# %% ../nbs/1_method/20_editor.ipynb #norms
-FISHER_NORMS = {  # norm -> how the Fisher information is estimated, and how a point outside is projected
-    "fisher": ("empirical", "radial"),
-    "fisher_newton": ("empirical", "newton"),
-    "fisher_true": ("true", "radial"),
-    "fisher_batch": ("batch", "radial"),  # the paper's cheap version, batches of 128
-    "fisher_batch_newton": ("batch", "newton"),
-}
-NORMS = (*BALLS, "linf_relative", *FISHER_NORMS)
-PENALTIES = ("ewc", "kl")
+__all__ = ['PAPER_TRAINING', 'ModificationConfig', 'Edit', 'make_edit', 'warn_of_slack', 'modify_facts']
 
 # %% ../nbs/1_method/20_editor.ipynb #modification-config
-@dataclass(frozen=True)
+PAPER_TRAINING = FinetuningConfig(epochs=10, warmup=0.0, schedule="constant")
+
+
+@dataclass(frozen=True, init=False)
 class ModificationConfig:
-    "Settings of an edit (Eq. 3): where, how far, and how trained."
+    "Settings of an edit (Eq. 3): where, how far, in which norm, and how trained."
     blocks: int | Sequence[int] | str  # index, list of indices, or "all"
-    norm: str = "linf"  # one of `NORMS`
-    radius: float = None  # delta; has to be given, inf for no constraint
-    learning_rate: float = 1e-3
-    steps: int | None = None  # optimizer steps; or
-    epochs: float | None = None  # passes over D_M; the paper's 10 if neither is given
-    batch_size: int = 128
-    unmodified_per_modified: float = 0.0  # 0: FTM; above: FTA
-    warmup: float = 0.0
-    schedule: str = "constant"
-    dropout: float | None = 0.0
-    seed: int = 0
-    penalty: str | None = None  # one of `PENALTIES`
-    penalty_weight: float = 0.0  # lambda
+    norm: str  # of the ball, such as "linf" (Eq. 9) or "l2" (Eq. 8)
+    radius: float  # delta; has to be given, inf for no constraint
+    finetuning: FinetuningConfig  # how trained
 
-    def __post_init__(self):
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {self.norm!r}")
-        if self.penalty not in (None, *PENALTIES):
-            raise ValueError(f"penalty must be None or one of {', '.join(PENALTIES)}, not {self.penalty!r}")
-        if (self.penalty is None) != (self.penalty_weight == 0):
-            raise ValueError(f"a penalty needs a weight and a weight a penalty, not {self.penalty!r} and {self.penalty_weight!r}")
-        object.__setattr__(self, "radius", check_radius(self.radius))
-        self.finetuning  # checks its settings
-
-    @property
-    def finetuning(self) -> FinetuningConfig:
-        "The settings of the training loop."
-        epochs = 10 if self.steps is None and self.epochs is None else self.epochs
-        return FinetuningConfig(
-            self.learning_rate, self.batch_size, epochs, self.steps, self.unmodified_per_modified,
-            self.warmup, self.schedule, self.dropout, seed=self.seed,
-        )
+    def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, **settings):
+        "Settings of `finetuning` can be given by name: `steps=80`, `learning_rate=0.003`; neither `steps` nor `epochs`: 10 epochs."
+        training = FinetuningConfig(**finetuning) if isinstance(finetuning, Mapping) else finetuning  # a record has a mapping
+        if {"steps", "epochs"} & settings.keys():  # one length takes the other's place
+            settings = {"steps": None, "epochs": None} | settings
+            if settings["steps"] is settings["epochs"] is None:
+                settings["epochs"] = PAPER_TRAINING.epochs
+        values = (tuple(blocks) if isinstance(blocks, list) else blocks, norm, check_radius(radius), replace(training, **settings))
+        for name, value in zip(("blocks", "norm", "radius", "finetuning"), values):
+            object.__setattr__(self, name, value)
 
 # %% ../nbs/1_method/20_editor.ipynb #flip-bits
 def _flip_bits(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -110,123 +79,106 @@ class Edit:
         for name, mask in self.bits.items():
             parameters[name].copy_(_flip_bits(parameters[name], mask))
 
+    def apply_to_copy(self, masked_lm: MaskedLM) -> MaskedLM:
+        "Edit a copy, which shares all other weights with the model."
+        edited = copy_with_own(masked_lm, list(self.bits))
+        self.apply(edited)
+        return edited
+
     def save(self, path: str | Path) -> None:
         "Write one safetensors file with the record in its header."
-        with write_atomically(path) as temporary:
-            save_file(dict(self.bits), temporary, metadata={"modmem_edit": json.dumps(self.record, sort_keys=True)})
+        save_record(path, self.bits, "edit", self.record)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         "Read a saved edit."
-        if not Path(path).is_file():
-            raise DataError("no such file", path)
-        try:
-            with safe_open(path, framework="pt") as saved:
-                record = _parse_record(saved.metadata() or {}, path)
-                return cls({name: saved.get_tensor(name) for name in saved.keys()}, record)
-        except SafetensorError as error:
-            raise DataError(f"expected a safetensors file: {error}", path) from None
+        return cls(*load_record(path, "edit", frozenset({"base_hash", "edited_hash", "config", "outcome", "versions", "evidence"})))
 
-# %% ../nbs/1_method/20_editor.ipynb #parse-record
-def _parse_record(metadata: Mapping[str, str], path: str | Path) -> dict:
-    "The record in a saved edit's header."
-    try:
-        record = json.loads(metadata["modmem_edit"])
-    except (KeyError, ValueError):
-        raise DataError("expected an edit saved by modmem, found no record of one", path) from None
-    if not isinstance(record, dict) or not {"base_hash", "edited_hash", "config", "outcome", "versions", "evidence"} <= record.keys():
-        raise DataError("expected an edit saved by modmem, found an incomplete record", path)
-    return record
-
-# %% ../nbs/1_method/20_editor.ipynb #make-constraint
-def _make_ball(around: MaskedLM, names: Sequence[str], modified_benchmark: ModifiedBenchmark, config: ModificationConfig):
-    "The ball of an edit."
-    if config.norm == "linf_relative":
-        return RelativeLinfBall(config.radius)
-    if config.norm not in FISHER_NORMS or math.isinf(config.radius):
-        return make_ball(config.norm if config.norm in BALLS else "linf", config.radius)
-    kind, projection = FISHER_NORMS[config.norm]
-    fisher = estimate_fisher(around, modified_benchmark.unmodified_train, names, kind, seed=config.seed)
-    return FisherBall(config.radius, tuple(fisher), projection)
-
-
-def _make_penalty(around: MaskedLM, names: Sequence[str], modified_benchmark: ModifiedBenchmark, config: ModificationConfig):
-    "The penalty of an edit: a function that adds to the gradients; None: none."
-    if config.penalty is None:
-        return None
-    unmodified, weight, seed = modified_benchmark.unmodified_train, config.penalty_weight, config.seed
-    if config.penalty == "kl":
-        return kl_penalty(around, names, unmodified, weight, batch_size=config.batch_size, seed=seed)
-    centers = [dict(around.model.named_parameters())[name].detach() for name in names]
-    return ewc_penalty(centers, estimate_fisher(around, unmodified, names, seed=seed), weight)
-
-
-def _make_optimizer(weights: list, lr: float, ball, centers: list, penalty) -> ProjectedAdam:
+# %% ../nbs/1_method/20_editor.ipynb #make-optimizer
+def _make_optimizer(weights: list, lr: float, ball: Any, centers: list, penalty: Callable | None) -> ProjectedAdam:
     "Projected Adam, with the penalty's gradient added before each step."
     optimizer = ProjectedAdam(weights, ball, lr=lr, centers=centers)
     if penalty is not None:
         optimizer.register_step_pre_hook(lambda stepping, *_: penalty(stepping.weights))
     return optimizer
 
+# %% ../nbs/1_method/20_editor.ipynb #make-record
+def _list_evidence(modified_benchmark: ModifiedBenchmark) -> list[dict]:
+    "The evidence of an edit, as plain JSON."
+    old = {fact.id: fact.object for fact in modified_benchmark.modified_facts}
+    return [
+        {"id": sentence.fact.id, "subject": sentence.fact.subject, "relation": sentence.fact.relation,
+         "object": old[sentence.fact.id], "new_object": sentence.fact.object, "text": sentence.text}
+        for sentence in modified_benchmark.modified_train
+    ]
+
+
+def _versions() -> dict[str, str]:
+    "What computed the edit."
+    import transformers
+
+    import modmem
+
+    return {
+        "modmem": modmem.__version__, "torch": torch.__version__,
+        "transformers": transformers.__version__, "python": platform.python_version(),
+    }
+
+# %% ../nbs/1_method/20_editor.ipynb #make-edit
+def make_edit(
+    base: Any,  # before the edit; with its network as `model`, and `device`
+    edited: Any,  # after it
+    names: Sequence[str],  # of the parameters that may differ
+    config: Any,  # a dataclass with a radius
+    outcome: Mapping,  # plain JSON
+    modified_benchmark: ModifiedBenchmark,
+) -> Edit:
+    "Take an edit from the weights before and after, with all that is needed to check, understand and replay it."
+    pairs = zip(names, named_weights(base, names), named_weights(edited, names))
+    bits = {name: (before.detach().view(torch.int32) ^ after.detach().view(torch.int32)).cpu() for name, before, after in pairs}
+    return Edit(bits, {
+        "base_hash": hash_weights(base),
+        "edited_hash": hash_weights(edited),
+        "config": asdict(config) | {"radius": str(config.radius)},  # JSON has no infinity
+        "outcome": {**outcome, "num_weights": sum(mask.numel() for mask in bits.values())},
+        "versions": _versions(),
+        "device": str(base.device),
+        "evidence": _list_evidence(modified_benchmark),
+    })
+
+# %% ../nbs/1_method/20_editor.ipynb #warn-of-slack
+def warn_of_slack(
+    config: Any,  # with `norm`, `radius` and `finetuning`
+    num_steps: int,  # that were taken
+) -> None:
+    "Warn the caller's caller of a ball that training can hardly reach."
+    rate = config.finetuning.learning_rate
+    if config.norm == "linf" and rate * num_steps < config.radius < math.inf:
+        text = f"{num_steps} steps at learning rate {rate:g} hardly reach the radius {config.radius:g}: it constrains nothing"
+        warnings.warn(text, stacklevel=3)
+
 # %% ../nbs/1_method/20_editor.ipynb #modify-facts
 def modify_facts(
     masked_lm: MaskedLM,  # theta_0; stays as it is
     modified_benchmark: ModifiedBenchmark,
     config: ModificationConfig,
+    constraint: Any = None,  # the ball, if it is not the one that `config` names: `project`, `face_share`
+    penalty: Callable | None = None,  # adds its gradient to that of the weights it is given
     anchor: MaskedLM | None = None,  # the center of the ball, if not `masked_lm`: the model before its first edit
 ) -> Edit:
     "Train the chosen blocks on D_M inside the ball (Eq. 3), and return the change."
-    base = {name: weight.detach() for name, weight in select_parameters(masked_lm, config.blocks).items()}
-    around = base if anchor is None else {name: weight.detach() for name, weight in select_parameters(anchor, config.blocks).items()}
-    constraint = (anchor or masked_lm, list(base), modified_benchmark, config)
-    ball, penalty = _make_ball(*constraint), _make_penalty(*constraint)
+    ball = make_ball(config.norm, config.radius) if constraint is None else constraint
+    names = list(select_parameters(masked_lm, config.blocks))
+    centers = [weight.detach() for weight in named_weights(masked_lm if anchor is None else anchor, names)]
     edited, losses = finetune(
         masked_lm,
         modified_benchmark.modified_train,
         config.finetuning,
-        unmodified=modified_benchmark.unmodified_train if config.unmodified_per_modified else (),
-        parameters=list(base),
-        make_optimizer=partial(_make_optimizer, ball=ball, centers=list(around.values()), penalty=penalty),
+        unmodified=modified_benchmark.unmodified_train if config.finetuning.unmodified_per_modified else (),
+        parameters=names,
+        make_optimizer=partial(_make_optimizer, ball=ball, centers=centers, penalty=penalty),
     )
-    if math.isfinite(config.radius) and config.learning_rate * len(losses) < config.radius and config.norm == "linf":
-        warnings.warn(
-            f"{len(losses)} steps at learning rate {config.learning_rate:g} hardly reach the radius {config.radius:g}: it constrains nothing",
-            stacklevel=2,
-        )
-    weights = dict(edited.model.named_parameters())
-    change = describe_change([weights[name] for name in base], list(around.values()), ball)
-    bits = {name: _flip_bits(weights[name], before.view(torch.int32)).view(torch.int32).cpu() for name, before in base.items()}
-    outcome = {"steps": len(losses), "final_loss": losses[-1], "num_weights": sum(mask.numel() for mask in bits.values()), **change}
-    record = make_record(masked_lm, edited, config, outcome, modified_benchmark)
-    return Edit(bits, record | ({} if anchor is None else {"anchor_hash": hash_weights(anchor)}))
-
-# %% ../nbs/1_method/20_editor.ipynb #make-record
-def make_record(
-    model: Any,  # before the edit; with `.model` and `.device`
-    edited: Any,  # after it
-    config: Any,  # a dataclass with a radius
-    outcome: Mapping,
-    modified_benchmark: ModifiedBenchmark,
-) -> dict:  # plain JSON
-    "Gather what is needed to check, understand and replay an edit."
-    import transformers
-
-    import modmem
-
-    names = {fact.id: old for old, fact in modified_benchmark.modified_facts.items()}
-    return {
-        "base_hash": hash_weights(model),
-        "edited_hash": hash_weights(edited),
-        "config": asdict(config) | {"radius": str(config.radius)},  # JSON has no infinity
-        "outcome": outcome,
-        "versions": {
-            "modmem": modmem.__version__, "torch": torch.__version__,
-            "transformers": transformers.__version__, "python": platform.python_version(),
-        },
-        "device": str(model.device),
-        "evidence": [
-            {"id": one.fact.id, "subject": one.fact.subject, "relation": one.fact.relation, "object": names[one.fact.id].object,
-             "new_object": one.fact.object, "text": one.text}
-            for one in modified_benchmark.modified_train
-        ],
-    }
+    warn_of_slack(config, len(losses))
+    outcome = {"steps": len(losses), "final_loss": losses[-1], **describe_change(named_weights(edited, names), centers, ball)}
+    edit = make_edit(masked_lm, edited, names, config, outcome, modified_benchmark)
+    return edit if anchor is None else replace(edit, record={**edit.record, "anchor_hash": hash_weights(anchor)})

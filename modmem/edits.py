@@ -14,6 +14,7 @@ from pathlib import Path
 from .facts import MASK, Evidence, Fact
 from .files import DataError, get_field, read_jsonl
 from .modification import ModifiedBenchmark
+from .trex import make_evidence
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'read_edit', 'read_edits']
@@ -23,15 +24,12 @@ UNKNOWN = "unknown"  # stands for an old object that nobody gave
 
 
 def _read_sentences(record: dict, key: str, fact: Fact, path: str | Path, line: int) -> tuple[Evidence, ...]:
-    "Read a list of sentences with one slot each; a repeated one counts once."
+    "Read a list of sentences with one slot each; a repeated sentence counts once."
     found = {}
     for number, sentence in enumerate(get_field(record, key, list, path, line)):
         name = f"{key}[{number}]"
         text = get_field({name: sentence}, name, str, path, line).strip()
-        try:
-            found[text] = Evidence(fact, text, fact.subject if fact.subject in text else None)
-        except ValueError as error:
-            raise DataError(str(error), path, line, name) from None
+        found[text] = make_evidence(fact, text, fact.subject if fact.subject in text else None, path, line, name)
     return tuple(found.values())
 
 # %% ../nbs/2_data/03_edits.ipynb #read-edit
@@ -61,16 +59,15 @@ def _plain(text: str) -> str:
 def _check_sentences(sides: dict[str, list[tuple[int, Evidence]]], path: str | Path) -> None:
     "Refuse sentences with two answers and tests that are trained on; warn of answers given away."
     seen = {}
-    for side, evidence in sides.items():
-        for line, one in evidence:
-            earlier, answer, first = seen.setdefault(_plain(one.text), (side, one.fact.object, line))
-            if earlier != side:
-                raise DataError(f"expected a phrasing that is not trained on, {one.text!r} is evidence on line {first}", path, line, side)
-            if answer != one.fact.object:
-                expected = f"expected one answer to {one.text!r}, found {one.fact.object!r}, and {answer!r} on line {first}"
-                raise DataError(expected, path, line, side)
-            if re.search(rf"(?<!\w){re.escape(_plain(answer))}(?!\w)", _plain(one.text.replace(MASK, " "))):
-                warnings.warn(f"{path}:{line}: field {side!r}: {one.text!r} contains its own answer, {answer!r}", stacklevel=3)
+    for side, line, evidence in ((side, *place) for side, places in sides.items() for place in places):
+        text, object = evidence.text, evidence.fact.object
+        earlier, answer, first = seen.setdefault(_plain(text), (side, object, line))
+        if earlier != side:
+            raise DataError(f"expected a phrasing that is not trained on, {text!r} is evidence on line {first}", path, line, side)
+        if answer != object:
+            raise DataError(f"expected one answer to {text!r}, found {object!r}, and {answer!r} on line {first}", path, line, side)
+        if re.search(rf"(?<!\w){re.escape(_plain(answer))}(?!\w)", _plain(text.replace(MASK, " "))):
+            warnings.warn(f"{path}:{line}: field {side!r}: {text!r} contains its own answer, {answer!r}", stacklevel=3)
 
 # %% ../nbs/2_data/03_edits.ipynb #read-edits
 def read_edits(
@@ -84,10 +81,10 @@ def read_edits(
         if old in lines:
             raise DataError(f"expected one line a fact, {old.id!r} is on line {lines[old]} too", path, line, "id" if "id" in record else None)
         modified_facts[old], lines[old] = new, line
-        sides["evidence"] += [(line, one) for one in train]
-        sides["test"] += [(line, one) for one in test]
+        sides["evidence"] += [(line, evidence) for evidence in train]
+        sides["test"] += [(line, evidence) for evidence in test]
     if not lines:
         raise DataError("expected at least one edit", path)
     _check_sentences(sides, path)
-    train, test = (tuple(one for _, one in sides[side]) for side in ("evidence", "test"))
+    train, test = (tuple(evidence for _, evidence in side) for side in sides.values())
     return ModifiedBenchmark(modified_facts, train, (), test, (), skipped={}, majority_share=math.nan)

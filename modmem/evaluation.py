@@ -15,7 +15,7 @@ from .masked_lm import MaskedLM, predict_pieces
 from .modification import ModifiedBenchmark
 
 # %% auto #0
-__all__ = ['measure_accuracy', 'majority_accuracy', 'EditAccuracy', 'evaluate']
+__all__ = ['measure_accuracy', 'majority_accuracy', 'EditAccuracy', 'summarize_answers', 'list_questions', 'evaluate']
 
 # %% ../nbs/1_method/15_evaluation.ipynb #measure-accuracy
 def measure_accuracy(
@@ -46,6 +46,16 @@ class EditAccuracy:
     unmodified_by_fact: float  # A_F\S with each fact counted once
     per_fact: pd.DataFrame  # a row a question: fact_id subject relation text modified before after expected correct
 
+# %% ../nbs/1_method/15_evaluation.ipynb #summarize-answers
+def summarize_answers(
+    per_fact: pd.DataFrame,  # a row a question, with `fact_id`, `modified` and `correct`
+) -> EditAccuracy:
+    "Compute the accuracies of a table of answered questions (Section 4.2)."
+    per_question = 100 * per_fact.groupby("modified")["correct"].mean().reindex([True, False])
+    by_fact = 100 * per_fact.groupby(["modified", "fact_id"])["correct"].mean().groupby("modified").mean().reindex([True, False])
+    modified, unmodified = per_question.tolist()
+    return EditAccuracy(modified, unmodified, (modified + unmodified) / 2, *by_fact.tolist(), per_fact)
+
 # %% ../nbs/1_method/15_evaluation.ipynb #ask
 def _ask(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> tuple[list[str], list[bool]]:
     "What the model answers to each question, and whether every piece is right."
@@ -60,6 +70,18 @@ def _restore(modified_benchmark: ModifiedBenchmark) -> list[Evidence]:
     old = {fact.id: fact for fact in modified_benchmark.modified_facts}
     return [replace(one, fact=old[one.fact.id]) for one in modified_benchmark.modified_test]
 
+# %% ../nbs/1_method/15_evaluation.ipynb #list-questions
+def list_questions(
+    modified_benchmark: ModifiedBenchmark,
+) -> pd.DataFrame:  # a row a question: fact_id subject relation text modified expected
+    "List the test questions of an edit: those about modified facts, then the others."
+    columns = ["fact_id", "subject", "relation", "text", "modified", "expected"]
+    sides = {True: modified_benchmark.modified_test, False: modified_benchmark.unmodified_test}
+    return pd.DataFrame([
+        (question.fact.id, question.fact.subject, question.fact.relation, question.text, modified, question.fact.object)
+        for modified, questions in sides.items() for question in questions
+    ], columns=columns)
+
 # %% ../nbs/1_method/15_evaluation.ipynb #evaluate
 def evaluate(
     masked_lm: MaskedLM,  # the edited model
@@ -67,24 +89,9 @@ def evaluate(
     baseline: MaskedLM | None = None,  # the model before the edit: fills the column `before`
 ) -> EditAccuracy:
     "Measure A_M and A_F\\S on the test evidence (Section 4.2)."
-    evidence = [*modified_benchmark.modified_test, *modified_benchmark.unmodified_test]
-    after, correct = _ask(masked_lm, evidence)
-    before = [None] * len(evidence)
-    if baseline is not None:
-        before, _ = _ask(baseline, [*_restore(modified_benchmark), *modified_benchmark.unmodified_test])
-    facts = [one.fact for one in evidence]
-    table = pd.DataFrame({
-        "fact_id": [fact.id for fact in facts],
-        "subject": [fact.subject for fact in facts],
-        "relation": [fact.relation for fact in facts],
-        "text": [one.text for one in evidence],
-        "modified": [True] * len(modified_benchmark.modified_test) + [False] * len(modified_benchmark.unmodified_test),
-        "before": before,
-        "after": after,
-        "expected": [fact.object for fact in facts],
-        "correct": correct,
-    })
-    per_question = 100 * table.groupby("modified")["correct"].mean().reindex([True, False])
-    by_fact = 100 * table.groupby(["modified", "fact_id"])["correct"].mean().groupby("modified").mean().reindex([True, False])
-    modified, unmodified = per_question.tolist()
-    return EditAccuracy(modified, unmodified, (modified + unmodified) / 2, *by_fact.tolist(), table)
+    unmodified = modified_benchmark.unmodified_test
+    after, correct = _ask(masked_lm, [*modified_benchmark.modified_test, *unmodified])
+    before = [None] * len(after) if baseline is None else _ask(baseline, [*_restore(modified_benchmark), *unmodified])[0]
+    table = list_questions(modified_benchmark)
+    expected = table.pop("expected")  # stands beside the answers
+    return summarize_answers(table.assign(before=before, after=after, expected=expected, correct=correct))

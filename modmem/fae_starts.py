@@ -5,35 +5,56 @@
 # %% ../nbs/5_experiments/01_fae_starts.ipynb #imports
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
 from .fae import FactsAsExperts
 from .fae_training import FaeRecipe, load_fae, save_fae, train_fae
-from .masked_lm import hash_weights
-from .starts import Data, Places, Start, exclusively, hash_settings, load_benchmark, load_pretrained
+from .files import exclusively
+from .masked_lm import MaskedLM, hash_weights
+from .starts import Data, Places, Start, find_start, hash_settings, load_benchmark, load_pretrained
 
 # %% auto #0
-__all__ = ['find_fae']
+__all__ = ['FaeStart', 'find_fae', 'find_model']
 
-# %% ../nbs/5_experiments/01_fae_starts.ipynb #find-fae
+# %% ../nbs/5_experiments/01_fae_starts.ipynb #fae-start
 _METHOD_VERSION = 1  # raised when a change of ours makes another FaE from the same settings
 
 
+@dataclass(frozen=True)
+class FaeStart:
+    "A FaE after FT, by recipe (Section 4.6)."
+    model: str = "base"  # the encoder: one of `RECIPES`, one of `places.models`, or a name on the hub
+    data: Data = field(default=Data(), metadata={"column": None})  # what FT trains on
+    recipe: FaeRecipe = field(default=FaeRecipe(), metadata={"prefix": "fae_", "usual": asdict(FaeRecipe())})  # how FaE is made and trained
+    kind: str = field(default="FT", init=False, metadata={"column": "start"})  # there is no other
+
+    @property
+    def settings(self) -> dict:
+        "Everything that decides the weights."
+        encoder = Start(self.model, "pretrained").settings
+        return {"version": _METHOD_VERSION, "encoder": encoder, "data": asdict(self.data), "fae": asdict(self.recipe)}
+
+# %% ../nbs/5_experiments/01_fae_starts.ipynb #find-fae
 @lru_cache(maxsize=2)
 def find_fae(
-    data: Data,  # what FT trains on
-    model: str,  # the encoder: one of `RECIPES`, one of `places.models`, or a name on the hub
+    start: FaeStart,
     places: Places,
-    recipe: FaeRecipe = FaeRecipe(),
-) -> tuple[FactsAsExperts, dict[str, str]]:  # after FT, shared: not to be changed; start_hash and pretrained_hash
+) -> tuple[FactsAsExperts, dict[str, str]]:  # shared: not to be changed; start_hash and pretrained_hash
     "Load a FaE, which is trained if it is not there yet."
-    settings = {"version": _METHOD_VERSION, "encoder": Start(model, "pretrained").settings, "data": data.settings, "fae": asdict(recipe)}
-    folder = places.cache / f"fae-{hash_settings(settings)}"
-    encoder = load_pretrained(model, places)
-    with exclusively(folder.with_name(f"{folder.name}.lock")):
+    folder = places.cache / f"fae-{hash_settings(start.settings)}"
+    encoder = load_pretrained(start.model, places)
+    with exclusively(places.cache / "locks" / folder.name):
         if not folder.is_dir():
-            fae, _ = train_fae(encoder, load_benchmark(data, model, places)[0], recipe)
+            fae, _ = train_fae(encoder, load_benchmark(start.data, start.model, places)[0], start.recipe)
             save_fae(fae, folder)
     fae = load_fae(folder, places.device)
     return fae, {"pretrained_hash": hash_weights(encoder), "start_hash": hash_weights(fae)}
+
+# %% ../nbs/5_experiments/01_fae_starts.ipynb #find-model
+def find_model(
+    start: Start | FaeStart,
+    places: Places,
+) -> tuple[MaskedLM | FactsAsExperts, dict[str, str]]:  # shared: not to be changed; start_hash and pretrained_hash
+    "Load a starting point of either kind, which is made if it is not there yet."
+    return find_fae(start, places) if isinstance(start, FaeStart) else find_start(start, places)

@@ -8,13 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    import torch
 
 # %% auto #0
-__all__ = ['DataError', 'read_jsonl', 'get_field', 'write_atomically', 'hash_file']
+__all__ = ['DataError', 'check_whole', 'read_jsonl', 'get_field', 'write_atomically', 'write_folder_atomically', 'save_record',
+           'load_record', 'exclusively', 'hash_file']
 
 # %% ../nbs/1_method/00_files.ipynb #data-error
 class DataError(ValueError):
@@ -29,6 +37,16 @@ class DataError(ValueError):
     ):
         place = str(path) if line is None else f"{path}:{line}"
         super().__init__(": ".join([place, *([f"field {field!r}"] if field else []), expected]))
+
+# %% ../nbs/1_method/00_files.ipynb #check-whole
+def check_whole(
+    name: str,  # of the setting, for the error
+    value: Any,
+    least: int = 1,
+) -> None:
+    "Refuse a value that is not a whole number, or is too small."
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
 
 # %% ../nbs/1_method/00_files.ipynb #read-jsonl
 def read_jsonl(
@@ -93,6 +111,82 @@ def write_atomically(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+# %% ../nbs/1_method/00_files.ipynb #write-folder-atomically
+@contextmanager
+def write_folder_atomically(
+    directory: str | Path,  # where the folder shall appear; its parents are made if need be
+    marker: str,  # a file that every folder of this kind has: what lacks it is not replaced
+) -> Iterator[Path]:  # the temporary folder to write into
+    "Give a temporary folder that becomes `directory` when the block ends well, and vanishes when it does not."
+    directory = Path(directory)
+    if directory.exists() and not (directory / marker).exists() and (directory.is_file() or any(directory.iterdir())):
+        raise DataError(f"expected a new folder, or one with {marker}, found something else", directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        yield temporary
+        for path in (temporary, *temporary.rglob("*")):  # mkdtemp makes private folders
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+# %% ../nbs/1_method/00_files.ipynb #save-record
+def save_record(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    kind: str,  # what the file holds, such as "edit"
+    record: Mapping,  # plain JSON
+) -> None:
+    "Write one safetensors file with tensors and, in its header, their record."
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with write_atomically(path) as temporary:
+        save_file(plain, temporary, metadata={f"modmem_{kind}": json.dumps(record, sort_keys=True)})
+
+# %% ../nbs/1_method/00_files.ipynb #load-record
+def load_record(
+    path: str | Path,
+    kind: str,  # what the file must hold
+    needed: frozenset[str] = frozenset(),  # keys of the record that must be there
+) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, mapped from the file; the record
+    "Read what `save_record` wrote; `DataError` if it is something else."
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise DataError("no such file", path)
+    try:
+        with safe_open(path, framework="pt") as saved:
+            record = json.loads((saved.metadata() or {})[f"modmem_{kind}"])
+            if not isinstance(record, dict) or not needed <= record.keys():
+                raise DataError(f"expected the record of modmem's {kind}, found an incomplete one", path)
+            return {name: saved.get_tensor(name) for name in saved.keys()}, record
+    except SafetensorError as error:
+        raise DataError(f"expected a safetensors file: {error}", path) from None
+    except KeyError:
+        raise DataError(f"expected the record of modmem's {kind} in the header, found none", path) from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"expected the record of modmem's {kind} as JSON: {error}", path) from None
+
+# %% ../nbs/1_method/00_files.ipynb #exclusively
+@contextmanager
+def exclusively(
+    path: str | Path,  # lock file; its folder is made if need be
+    wait: bool = True,  # until whoever holds it is done; or do without
+) -> Iterator[bool]:  # whether the lock is ours
+    "Hold a lock that only one process can hold; it ends with the process at the latest."
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    with suppress(Timeout):
+        lock.acquire(blocking=wait)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 # %% ../nbs/1_method/00_files.ipynb #hash-file
 def hash_file(

@@ -5,30 +5,164 @@
 # %% ../nbs/1_method/17_training.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
+from torch import nn
+from tqdm import tqdm
 
-from .batches import MaskedBatch
+from .batches import MaskedBatch, bucket_by_length
 from .facts import Evidence
-from .masked_lm import MaskedLM, copy_with_own
-from .pretraining import BatchOrder, learning_rate_at, train_steps
+from .files import check_whole
+from .masked_lm import MaskedLM, copy_with_own, in_mode
 
 # %% auto #0
-__all__ = ['FinetuningConfig', 'finetune']
+__all__ = ['slot_loss', 'keyed_generator', 'BatchOrder', 'learning_rate_at', 'train_steps', 'FinetuningConfig', 'finetune_steps',
+           'finetune']
+
+# %% ../nbs/1_method/17_training.ipynb #slot-loss
+def slot_loss(
+    masked_lm: MaskedLM,
+    batch: MaskedBatch,
+) -> torch.Tensor:  # scalar: negative log-likelihood of the hidden pieces, mean over sentences
+    "Compute the mean of L(x; theta) over a batch (Eq. 1)."
+    total = nn.functional.cross_entropy(masked_lm(batch), batch.labels, reduction="sum")
+    return total / len(batch.input_ids)
+
+# %% ../nbs/1_method/17_training.ipynb #generator
+def keyed_generator(
+    *key: int,  # seed, purpose, epoch or step
+) -> torch.Generator:
+    "Make a generator that is a function of its key."
+    mixed = 0
+    for number in key:
+        mixed = (mixed * 0x9E3779B97F4A7C15 + number + 1) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+# %% ../nbs/1_method/17_training.ipynb #epoch-batches
+def _epoch_batches(lengths: Sequence[int], batch_size: int, pool: int, seed: int, epoch: int) -> list[list[int]]:
+    "The batches of one epoch: every position once."
+    generator = keyed_generator(seed, 0, epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches = []
+    for start in range(0, len(order), batch_size * pool):
+        part = order[start : start + batch_size * pool]
+        batches += [[part[i] for i in bucket] for bucket in bucket_by_length([lengths[i] for i in part], batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] if pool > 1 else batches
+
+# %% ../nbs/1_method/17_training.ipynb #batch-order
+class BatchOrder:
+    "Which sentences the batch of a step holds: a function of the step."
+
+    def __init__(
+        self,
+        lengths: Sequence[int],  # tokens of each sentence
+        batch_size: int,
+        pool: int = 1,  # batches that are sorted by length together
+        seed: int = 0,
+    ):
+        if not lengths:
+            raise ValueError("there are no sentences to train on")
+        self._settings = (lengths, batch_size, pool, seed)
+        self._epoch, self._batches = -1, []
+        self.steps_per_epoch = sum(
+            math.ceil(min(batch_size * pool, len(lengths) - start) / batch_size) for start in range(0, len(lengths), batch_size * pool)
+        )
+
+    def __call__(self, step: int) -> list[int]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:  # the current epoch is kept, as it is asked for step by step
+            self._epoch, self._batches = epoch, _epoch_batches(*self._settings, epoch)
+        return self._batches[place]
+
+# %% ../nbs/1_method/17_training.ipynb #learning-rate-at
+def learning_rate_at(
+    step: int,  # from 0
+    num_steps: int,
+    peak: float,  # the highest learning rate
+    warmup: float = 0.1,  # share of the steps that lead up to it
+    schedule: str = "linear",  # "linear" decay to zero, or "constant"
+) -> float:
+    "Compute the learning rate of a step."
+    warmup_steps = round(warmup * num_steps)
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    return peak if schedule == "constant" else peak * (num_steps - step) / max(1, num_steps - warmup_steps)
+
+# %% ../nbs/1_method/17_training.ipynb #dropout
+@contextlib.contextmanager
+def _dropout(network: nn.Module, rate: float | None) -> Iterator[None]:
+    "Train with this dropout for a while: 0 is evaluation mode, None leaves each module's own."
+    modules = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    before = [module.p for module in modules]
+    for module in modules:
+        module.p = module.p if rate is None else rate
+    try:
+        with in_mode(network, training=rate != 0):
+            yield
+    finally:
+        for module, found in zip(modules, before):
+            module.p = found
+
+
+def _take_step(optimizer: torch.optim.Optimizer, learning_rate: float, max_gradient_norm: float | None) -> None:
+    "Clip the gradients and let the optimizer take a step."
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    if max_gradient_norm is not None:
+        nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], max_gradient_norm)
+    optimizer.step()
+
+# %% ../nbs/1_method/17_training.ipynb #train-steps
+def train_steps(
+    network: nn.Module,  # trained in place
+    optimizer: torch.optim.Optimizer,
+    compute_loss: Callable[[int], torch.Tensor],  # step -> scalar
+    learning_rates: Sequence[float],  # one for each step: their number is the number of steps
+    seed: int = 0,  # for dropout
+    dropout: float | None = None,  # None: as the network has it
+    max_gradient_norm: float | None = None,  # clip above this
+    first_step: int = 0,  # steps done before, in an interrupted run
+    after_step: Callable[[int], None] = lambda done: None,  # called with the number of steps done
+    description: str = "training",
+) -> list[float]:  # the loss of each step
+    "Train, one step for each learning rate."
+    losses, device = [], next(network.parameters()).device
+    with _dropout(network, dropout), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for step in tqdm(range(first_step, len(learning_rates)), desc=description, disable=None, leave=False):
+            torch.manual_seed(keyed_generator(seed, 1, step).initial_seed())
+            optimizer.zero_grad()
+            loss = compute_loss(step)
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"training diverged: the loss of step {step} is {loss.item()}; lower the learning rate")
+            loss.backward()
+            _take_step(optimizer, learning_rates[step], max_gradient_norm)
+            losses.append(loss.item())
+            after_step(step + 1)
+    return losses
 
 # %% ../nbs/1_method/17_training.ipynb #ranges
-_RANGES = (  # setting, what it must fulfil, in words
-    ("learning_rate", lambda value: 0 < value < math.inf, "a number above 0"),
-    ("epochs", lambda value: 0 < value < math.inf, "a number above 0"),
-    ("max_gradient_norm", lambda value: 0 < value < math.inf, "a number above 0"),
-    ("unmodified_per_modified", lambda value: 0 <= value < math.inf, "0 or a number above"),
-    ("warmup", lambda value: 0 <= value <= 1, "a share from 0 to 1"),
-    ("dropout", lambda value: 0 <= value < 1, "a share from 0 to below 1"),
-)
+_RANGES = {  # setting -> what it must fulfil, in words, and whether it may be None
+    "learning_rate": (lambda value: 0 < value < math.inf, "a number above 0", False),
+    "epochs": (lambda value: 0 < value < math.inf, "a number above 0", True),
+    "max_gradient_norm": (lambda value: 0 < value < math.inf, "a number above 0", True),
+    "unmodified_per_modified": (lambda value: 0 <= value < math.inf, "0 or a number above", False),
+    "warmup": (lambda value: 0 <= value <= 1, "a share from 0 to 1", False),
+    "dropout": (lambda value: 0 <= value < 1, "a share from 0 to below 1", True),
+}
+
+
+def _check_ranges(config: FinetuningConfig) -> None:
+    "Refuse numbers out of their ranges."
+    for name, (fits, expected, may_be_none) in _RANGES.items():
+        value = getattr(config, name)
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (value is None and may_be_none or is_number and fits(value)):
+            raise ValueError(f"{name} must be {expected}, not {value!r}")
 
 # %% ../nbs/1_method/17_training.ipynb #finetuning-config
 @dataclass(frozen=True)
@@ -45,22 +179,42 @@ class FinetuningConfig:
     max_gradient_norm: float | None = None  # clip above this
     pool: int = 1  # batches sorted by length together; 1: plain shuffling
     seed: int = 0
+    min_steps: int = 1  # however few steps the epochs would be
 
     def __post_init__(self):
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"give either steps or epochs, not steps={self.steps!r} and epochs={self.epochs!r}")
+        if (self.steps is None) == (self.epochs is None) or self.min_steps != 1 and self.epochs is None:
+            given = f"steps={self.steps!r}, epochs={self.epochs!r} and min_steps={self.min_steps!r}"
+            raise ValueError(f"give either steps or epochs, and min_steps with epochs only, not {given}")
         if self.schedule not in ("linear", "constant"):
             raise ValueError(f"schedule must be 'linear' or 'constant', not {self.schedule!r}")
-        for name in ("steps", "batch_size", "pool"):
-            value = getattr(self, name)
-            if (isinstance(value, bool) or not isinstance(value, int) or value < 1) and not (value is None and name == "steps"):
-                raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
-        for name, fits, range_ in _RANGES:
-            value = getattr(self, name)
-            if value is None and name in ("epochs", "max_gradient_norm", "dropout"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
-                raise ValueError(f"{name} must be {range_}, not {value!r}")
+        for name in ("batch_size", "pool", "min_steps", *(["steps"] if self.epochs is None else [])):
+            check_whole(name, getattr(self, name))
+        _check_ranges(self)
+
+    def count_steps(self, num_evidences: int) -> int:
+        "Count the optimizer steps on so many evidences."
+        return self.steps or max(self.min_steps, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
+
+# %% ../nbs/1_method/17_training.ipynb #sampler
+def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int, pool: int, seed: int) -> Callable[[int], list]:
+    "A function from a step to its encoded evidence."
+    encoded = masked_lm.encode(evidence)
+    order = BatchOrder([len(sentence.input_ids) for sentence in encoded], batch_size, pool, seed)
+    return lambda step: [encoded[position] for position in order(step)]
+
+# %% ../nbs/1_method/17_training.ipynb #finetune-steps
+def finetune_steps(
+    network: nn.Module,  # trained in place: its weights that require gradients
+    compute_loss: Callable[[int], torch.Tensor],  # step -> scalar
+    config: FinetuningConfig,
+    num_evidences: int,  # of an epoch
+    make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # (weights, lr=...) -> optimizer
+) -> list[float]:  # the loss of each step
+    "Train as a configuration says, whatever the loss."
+    num_steps = config.count_steps(num_evidences)
+    rates = [learning_rate_at(step, num_steps, config.learning_rate, config.warmup, config.schedule) for step in range(num_steps)]
+    optimizer = make_optimizer([weight for weight in network.parameters() if weight.requires_grad], lr=config.learning_rate)
+    return train_steps(network, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm, description="fine-tuning")
 
 # %% ../nbs/1_method/17_training.ipynb #finetune
 def finetune(
@@ -76,25 +230,11 @@ def finetune(
     if rehearsal and not unmodified:
         raise ValueError(f"unmodified_per_modified={config.unmodified_per_modified} needs unmodified evidence, and there is none")
     trained = copy_with_own(masked_lm, parameters)
-    weights = [weight for weight in trained.model.parameters() if weight.requires_grad]
     sample = _sampler(trained, evidence, config.batch_size, config.pool, config.seed)
     if rehearsal:
         sample_unmodified = _sampler(trained, unmodified, rehearsal, 1, config.seed + 1)
-    num_steps = config.steps or max(1, round(config.epochs * math.ceil(len(evidence) / config.batch_size)))
 
-    def make_batch(step: int) -> MaskedBatch:
-        return trained.batch(sample(step) + (sample_unmodified(step) if rehearsal else []))
+    def compute_loss(step: int) -> torch.Tensor:
+        return slot_loss(trained, trained.batch(sample(step) + (sample_unmodified(step) if rehearsal else [])))
 
-    rates = [learning_rate_at(step, num_steps, config.learning_rate, config.warmup, config.schedule) for step in range(num_steps)]
-    optimizer = make_optimizer(weights, lr=config.learning_rate)
-    losses = train_steps(
-        trained, optimizer, make_batch, rates, config.seed, config.dropout, config.max_gradient_norm, description="fine-tuning"
-    )
-    return trained, losses
-
-
-def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int, pool: int, seed: int) -> Callable[[int], list]:
-    "A function from a step to its encoded evidence."
-    encoded = masked_lm.encode(evidence)
-    order = BatchOrder([len(one.input_ids) for one in encoded], batch_size, pool, seed)
-    return lambda step: [encoded[position] for position in order(step)]
+    return trained, finetune_steps(trained.model, compute_loss, config, len(evidence), make_optimizer)

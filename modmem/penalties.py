@@ -18,11 +18,13 @@ from .facts import Evidence
 from .masked_lm import MaskedLM, copy_with_own, in_mode
 
 # %% auto #0
-__all__ = ['ewc_penalty', 'kl_penalty']
+__all__ = ['check_weight', 'ewc_penalty', 'kl_penalty']
 
 # %% ../nbs/3_editors/01_penalties.ipynb #check-penalty
-def _check_weight(weight: Real) -> None:
-    "Refuse a weight that is not a finite number above zero."
+def check_weight(
+    weight: Real,  # lambda, as the user gave it
+) -> None:
+    "Refuse a weight of a penalty that is not a finite number above zero."
     if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 < weight < math.inf:
         raise ValueError(f"the weight of a penalty must be a number above 0, not {weight!r}")
 
@@ -33,7 +35,7 @@ def ewc_penalty(
     weight: float,  # lambda
 ) -> Callable[[Sequence[torch.Tensor]], None]:  # adds its gradient to that of the weights it is given
     "Charge for changed weights by their Fisher information."
-    _check_weight(weight)
+    check_weight(weight)
 
     @torch.no_grad()
     def add_gradient(weights: Sequence[torch.Tensor]) -> None:
@@ -60,7 +62,7 @@ def kl_penalty(
     seed: int = 0,
 ) -> Callable[[Sequence[torch.Tensor]], None]:  # adds its gradient to that of the weights it is given
     "Charge for changed answers to unmodified prompts."
-    _check_weight(weight)
+    check_weight(weight)
     if not prompts:
         raise ValueError("a KL penalty needs prompts of unmodified facts, and there are none")
     chosen = Random(f"prompts {seed}").sample(range(len(prompts)), min(num_prompts, len(prompts)))

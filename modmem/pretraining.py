@@ -5,144 +5,92 @@
 # %% ../nbs/2_data/04_pretraining.ipynb #imports
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
-from tqdm import tqdm
 
-from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence
+from .batches import EncodedEvidence, encode_evidence
 from .facts import Evidence
-from .files import DataError, write_atomically
-from .masked_lm import MaskedLM, copy_with_own, hash_weights, in_mode
+from .files import DataError, check_whole, load_record, save_record
+from .finetuning import BatchOrder, keyed_generator, learning_rate_at, slot_loss, train_steps
+from .masked_lm import MaskedLM, copy_with_own, hash_weights
 
 # %% auto #0
-__all__ = ['slot_loss', 'BatchOrder', 'learning_rate_at', 'train_steps', 'PretrainingConfig', 'pretrain', 'reinitialize']
+__all__ = ['reinitialize', 'PretrainingConfig', 'pretrain']
 
-# %% ../nbs/2_data/04_pretraining.ipynb #slot-loss
-def slot_loss(
-    masked_lm: MaskedLM,
-    batch: MaskedBatch,
-) -> torch.Tensor:  # scalar: negative log-likelihood of the hidden pieces, mean over sentences
-    "Compute the mean of L(x; theta) over a batch (Eq. 1)."
-    total = nn.functional.cross_entropy(masked_lm(batch), batch.labels, reduction="sum")
-    return total / len(batch.input_ids)
-
-# %% ../nbs/2_data/04_pretraining.ipynb #generator
-def _generator(*key: int) -> torch.Generator:
-    "A generator that is a function of its key: seed, purpose, epoch or step."
-    mixed = 0
-    for number in key:
-        mixed = (mixed * 0x9E3779B97F4A7C15 + number + 1) % 2**63
-    return torch.Generator().manual_seed(mixed)
+# %% ../nbs/2_data/04_pretraining.ipynb #encode-sentences
+def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], max_length: int) -> list[EncodedEvidence]:
+    "Tokenize; an evidence has its slots, a plain sentence none yet. Empty sentences and literal mask tokens are left out."
+    tokenizer, limit = masked_lm.tokenizer, min(max_length, masked_lm.max_length)
+    plain = [sentence for sentence in sentences if isinstance(sentence, str)]
+    ids = iter(tokenizer(plain, truncation=True, max_length=limit)["input_ids"] if plain else ())
+    salient = iter(encode_evidence(tokenizer, [sentence for sentence in sentences if isinstance(sentence, Evidence)], limit))
+    encoded = [EncodedEvidence(next(ids), [], []) if isinstance(sentence, str) else next(salient) for sentence in sentences]
+    return [sentence for sentence in encoded if len(sentence.input_ids) > 2 and (sentence.slots or tokenizer.mask_token_id not in sentence.input_ids)]
 
 
-def _epoch_batches(lengths: Sequence[int], batch_size: int, pool: int, seed: int, epoch: int) -> list[list[int]]:
-    "The batches of one epoch: every position once."
-    generator = _generator(seed, 0, epoch)
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches = []
-    for start in range(0, len(order), batch_size * pool):
-        part = order[start : start + batch_size * pool]
-        batches += [[part[i] for i in bucket] for bucket in bucket_by_length([lengths[i] for i in part], batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] if pool > 1 else batches
+def _mask_pieces(encoded: EncodedEvidence, tokenizer, probability: float, generator: torch.Generator) -> EncodedEvidence:
+    "Hide random pieces of a plain sentence, never none; an evidence stays as it is."
+    if encoded.slots:
+        return encoded
+    ids, size = list(encoded.input_ids), len(encoded.input_ids) - 2
+    chosen = (torch.rand(size, generator=generator) < probability).nonzero().flatten().tolist()
+    chosen = chosen or [int(torch.randint(size, (1,), generator=generator))]
+    fate = torch.rand(len(chosen), generator=generator).tolist()
+    others = torch.randint(len(tokenizer), (len(chosen),), generator=generator).tolist()
+    slots = [position + 1 for position in chosen]
+    labels = [ids[slot] for slot in slots]
+    for slot, chance, other in zip(slots, fate, others):
+        ids[slot] = tokenizer.mask_token_id if chance < 0.8 else other if chance < 0.9 else ids[slot]
+    return EncodedEvidence(ids, slots, labels)
 
-# %% ../nbs/2_data/04_pretraining.ipynb #batch-order
-class BatchOrder:
-    "Which sentences the batch of a step holds: a function of the step."
+# %% ../nbs/2_data/04_pretraining.ipynb #reinitialize
+def reinitialize(
+    masked_lm: MaskedLM,  # stays as it is
+    seed: int = 0,
+) -> MaskedLM:
+    "Make a model of the same shape with random weights (RI)."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = type(masked_lm.model)(masked_lm.model.config)
+    return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer)
 
-    def __init__(
-        self,
-        lengths: Sequence[int],  # tokens of each sentence
-        batch_size: int,
-        pool: int = 1,  # batches that are sorted by length together
-        seed: int = 0,
-    ):
-        if not lengths:
-            raise ValueError("there are no sentences to train on")
-        self._settings = (lengths, batch_size, pool, seed)
-        self._epoch, self._batches = -1, []
-        self.steps_per_epoch = sum(
-            math.ceil(min(batch_size * pool, len(lengths) - start) / batch_size) for start in range(0, len(lengths), batch_size * pool)
-        )
-
-    def __call__(self, step: int) -> list[int]:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:  # the current epoch is kept, as it is asked for step by step
-            self._epoch, self._batches = epoch, _epoch_batches(*self._settings, epoch)
-        return self._batches[place]
-
-# %% ../nbs/2_data/04_pretraining.ipynb #learning-rate-at
-def learning_rate_at(
-    step: int,  # from 0
-    num_steps: int,
-    peak: float,  # the highest learning rate
-    warmup: float = 0.1,  # share of the steps that lead up to it
-    schedule: str = "linear",  # "linear" decay to zero, or "constant"
-) -> float:
-    "Compute the learning rate of a step."
-    warmup_steps = round(warmup * num_steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    return peak if schedule == "constant" else peak * (num_steps - step) / max(1, num_steps - warmup_steps)
-
-# %% ../nbs/2_data/04_pretraining.ipynb #train-steps
-def train_steps(
-    masked_lm: MaskedLM,  # trained in place
-    optimizer: torch.optim.Optimizer,
-    make_batch: Callable[[int], MaskedBatch],  # step -> batch
-    learning_rates: Sequence[float],  # one for each step: their number is the number of steps
-    seed: int = 0,  # for dropout
-    dropout: float | None = None,  # None: as the model's configuration has it
-    max_gradient_norm: float | None = None,  # clip above this
-    first_step: int = 0,  # steps done before, in an interrupted run
-    after_step: Callable[[int], None] | None = None,  # called with the number of steps done
-    description: str = "training",
-) -> list[float]:  # the loss of each step
-    "Train, one step for each learning rate."
-    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    losses = []
-    devices = [masked_lm.device] if masked_lm.device.type == "cuda" else []
-    mode, rate = in_mode(masked_lm.model, training=dropout != 0), _dropout_rate(masked_lm.model, dropout)
-    with mode, rate, torch.random.fork_rng(devices=devices):
-        for step in tqdm(range(first_step, len(learning_rates)), desc=description, disable=None, leave=False):
-            torch.manual_seed(_generator(seed, 1, step).initial_seed())
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rates[step]
-            loss = slot_loss(masked_lm, make_batch(step))
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"training diverged: the loss of step {step} is {loss.item()}; lower the learning rate")
-            optimizer.zero_grad()
-            loss.backward()
-            if max_gradient_norm is not None:
-                nn.utils.clip_grad_norm_(weights, max_gradient_norm)
-            optimizer.step()
-            losses.append(loss.item())
-            if after_step is not None:
-                after_step(step + 1)
-    return losses
+# %% ../nbs/2_data/04_pretraining.ipynb #checkpoint
+def _describe_run(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], config: PretrainingConfig) -> dict:
+    "What a run is made of: settings, start weights, sentences."
+    sentences = hashlib.sha256()
+    for sentence in encoded:
+        sentences.update(repr((sentence.input_ids, sentence.slots, sentence.labels)).encode())
+    return asdict(config) | {"start": hash_weights(masked_lm), "sentences": sentences.hexdigest()}
 
 
-@contextlib.contextmanager
-def _dropout_rate(model: nn.Module, rate: float | None) -> Iterator[None]:
-    "Set every dropout of the model for a while; None leaves it as it is."
-    modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    before = [module.p for module in modules]
-    for module in modules:
-        module.p = module.p if rate is None else rate
-    try:
-        yield
-    finally:
-        for module, found in zip(modules, before):
-            module.p = found
+def _save_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optimizer, step: int, settings: dict) -> None:
+    "Keep weights and optimizer as they are after so many steps."
+    names = {id(parameter): name for name, parameter in masked_lm.model.named_parameters()}
+    tensors = {f"weight/{names[id(parameter)]}": parameter for parameter in optimizer.state}
+    tensors |= {f"{key}/{names[id(parameter)]}": value for parameter, state in optimizer.state.items() for key, value in state.items()}
+    save_record(path, tensors, "pretraining", {"step": step, "settings": settings})
+
+
+@torch.no_grad()
+def _load_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optimizer, settings: dict) -> int:
+    "Restore weights and optimizer; the number of steps that were done, 0 without a file."
+    if not path.exists():
+        return 0
+    tensors, record = load_record(path, "pretraining", frozenset({"step", "settings"}))
+    if record["settings"] != settings:
+        raise DataError("a run with other settings was interrupted here; remove the file or use those settings", path)
+    parameters = dict(masked_lm.model.named_parameters())
+    for key, value in tensors.items():
+        kind, name = key.split("/", 1)
+        if kind == "weight":
+            parameters[name].copy_(value)
+        else:
+            optimizer.state[parameters[name]][kind] = value if kind == "step" else value.to(masked_lm.device)
+    return record["step"]
 
 # %% ../nbs/2_data/04_pretraining.ipynb #pretraining-config
 @dataclass(frozen=True)
@@ -163,85 +111,9 @@ class PretrainingConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "max_length", "pool", "checkpoint_every"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number above 0, not {getattr(self, name)!r}")
+            check_whole(name, getattr(self, name))
         if not 0 < self.mask_probability < 1:
             raise ValueError(f"mask_probability must lie between 0 and 1, not {self.mask_probability!r}")
-
-# %% ../nbs/2_data/04_pretraining.ipynb #encode-sentences
-def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], max_length: int) -> list[EncodedEvidence]:
-    "Tokenize; an evidence has its slots, a plain sentence none yet. Empty sentences and literal mask tokens are left out."
-    tokenizer = masked_lm.tokenizer
-    plain = [position for position, one in enumerate(sentences) if isinstance(one, str)]
-    salient = [position for position, one in enumerate(sentences) if not isinstance(one, str)]
-    encoded: list = [None] * len(sentences)
-    limit = min(max_length, masked_lm.max_length)
-    if plain:
-        ids = tokenizer([sentences[position] for position in plain], truncation=True, max_length=limit)["input_ids"]
-        for position, one in zip(plain, ids):
-            encoded[position] = EncodedEvidence(one, [], [])
-    for position, one in zip(salient, encode_evidence(tokenizer, [sentences[position] for position in salient], limit)):
-        encoded[position] = one
-    return [one for one in encoded if len(one.input_ids) > 2 and (one.slots or tokenizer.mask_token_id not in one.input_ids)]
-
-
-def _mask_pieces(encoded: EncodedEvidence, tokenizer, probability: float, generator: torch.Generator) -> EncodedEvidence:
-    "Hide random pieces of a plain sentence, at least one; an evidence stays as it is."
-    if encoded.slots:
-        return encoded
-    ids, size = list(encoded.input_ids), len(encoded.input_ids) - 2
-    chosen = (torch.rand(size, generator=generator) < probability).nonzero().flatten().tolist()
-    chosen = chosen or [int(torch.randint(size, (1,), generator=generator))]
-    fate = torch.rand(len(chosen), generator=generator).tolist()
-    others = torch.randint(len(tokenizer), (len(chosen),), generator=generator).tolist()
-    slots = [position + 1 for position in chosen]
-    labels = [ids[slot] for slot in slots]
-    for slot, chance, other in zip(slots, fate, others):
-        ids[slot] = tokenizer.mask_token_id if chance < 0.8 else other if chance < 0.9 else ids[slot]
-    return EncodedEvidence(ids, slots, labels)
-
-# %% ../nbs/2_data/04_pretraining.ipynb #checkpoint
-def _describe_run(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], config: PretrainingConfig) -> dict:
-    "What a run is made of: settings, start weights, sentences."
-    sentences = hashlib.sha256()
-    for one in encoded:
-        sentences.update(repr((one.input_ids, one.slots, one.labels)).encode())
-    return asdict(config) | {"start": hash_weights(masked_lm), "sentences": sentences.hexdigest()}
-
-
-def _save_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optimizer, step: int, settings: dict) -> None:
-    names = {id(parameter): name for name, parameter in masked_lm.model.named_parameters()}
-    tensors = {}
-    for parameter, state in optimizer.state.items():
-        name = names[id(parameter)]
-        tensors[f"weight/{name}"] = parameter.detach()
-        tensors |= {f"{key}/{name}": value for key, value in state.items()}
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    with write_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step), "settings": json.dumps(settings, sort_keys=True)})
-
-
-def _load_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optimizer, settings: dict) -> int:
-    "Restore weights and optimizer; the number of steps that were done, 0 without a file."
-    if not path.exists():
-        return 0
-    try:
-        saved = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise DataError(f"expected the state of an unfinished run: {error}", path) from None
-    with saved:
-        if (saved.metadata() or {}).get("settings") != json.dumps(settings, sort_keys=True):
-            raise DataError("a run with other settings was interrupted here; remove the file or use those settings", path)
-        parameters = dict(masked_lm.model.named_parameters())
-        for key in saved.keys():
-            kind, name = key.split("/", 1)
-            value, parameter = saved.get_tensor(key), parameters[name]
-            if kind == "weight":
-                with torch.no_grad():
-                    parameter.copy_(value)
-            else:
-                optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
-        return int(saved.metadata()["step"])
 
 # %% ../nbs/2_data/04_pretraining.ipynb #pretrain
 def pretrain(
@@ -253,17 +125,16 @@ def pretrain(
     "Train a copy of a model by masked language modelling; resumes from `checkpoint`."
     trained = copy_with_own(masked_lm)
     encoded = _encode_sentences(trained, sentences, config.max_length)
-    order = BatchOrder([len(one.input_ids) for one in encoded], config.batch_size, config.pool, config.seed)
-    parameters = list(trained.model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    order = BatchOrder([len(sentence.input_ids) for sentence in encoded], config.batch_size, config.pool, config.seed)
+    optimizer = torch.optim.AdamW(trained.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     checkpoint = None if checkpoint is None else Path(checkpoint)
     settings = {} if checkpoint is None else _describe_run(trained, encoded, config)
     first = 0 if checkpoint is None else _load_progress(checkpoint, trained, optimizer, settings)
 
-    def make_batch(step: int) -> MaskedBatch:
-        generator = _generator(config.seed, 2, step)
+    def compute_loss(step: int) -> torch.Tensor:
+        generator = keyed_generator(config.seed, 2, step)
         chosen = [encoded[position] for position in order(step)]
-        return trained.batch([_mask_pieces(one, trained.tokenizer, config.mask_probability, generator) for one in chosen])
+        return slot_loss(trained, trained.batch([_mask_pieces(sentence, trained.tokenizer, config.mask_probability, generator) for sentence in chosen]))
 
     def after_step(done: int) -> None:
         if checkpoint is not None and (done % config.checkpoint_every == 0 or done == config.steps):
@@ -271,17 +142,6 @@ def pretrain(
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]
     losses = train_steps(
-        trained, optimizer, make_batch, rates, config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining"
+        trained.model, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining"
     )
     return trained, losses
-
-# %% ../nbs/2_data/04_pretraining.ipynb #reinitialize
-def reinitialize(
-    masked_lm: MaskedLM,  # stays as it is
-    seed: int = 0,
-) -> MaskedLM:
-    "Make a model of the same shape with random weights (RI)."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = type(masked_lm.model)(masked_lm.model.config)
-    return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
+from typing import Any
 
 import torch
 
 # %% auto #0
-__all__ = ['BALLS', 'check_radius', 'project_linf', 'check_weights', 'LinfBall', 'project_l2', 'L2Ball', 'RelativeLinfBall',
-           'describe_change', 'make_ball']
+__all__ = ['BALLS', 'check_radius', 'project_linf', 'check_weights', 'LinfBall', 'project_l2', 'L2Ball', 'describe_change',
+           'make_ball']
 
 # %% ../nbs/1_method/18_projection.ipynb #check-radius
 def check_radius(
@@ -156,51 +157,12 @@ class L2Ball:
         ]
         return sum(reached) / sum(weight.numel() for weight in weights)
 
-# %% ../nbs/1_method/18_projection.ipynb #relative-ball
-@dataclass(frozen=True)
-class RelativeLinfBall:
-    "Weights that differ from their center by at most `radius` times the root mean square of their tensor."
-    radius: float  # a share; inf for no constraint
-
-    def __post_init__(self):
-        object.__setattr__(self, "radius", check_radius(self.radius))
-
-    def _boxes(self, weights, centers):
-        "Split into one (weights, centers, ball) a tensor; those that may not move have no ball."
-        check_weights(weights, centers)
-        if math.isinf(self.radius):
-            return [(weights, centers, LinfBall(math.inf))]
-        radii = [self.radius * center.double().square().mean().sqrt().item() for center in centers]
-        return [([w], [c], LinfBall(radius) if radius else None) for w, c, radius in zip(weights, centers, radii)]
-
-    @torch.no_grad()
-    def project(
-        self,
-        weights: Sequence[torch.Tensor],  # changed in place
-        centers: Sequence[torch.Tensor],  # weights before the edit
-    ) -> None:
-        "Move `weights` to the nearest point of the ball."
-        for some, around, ball in self._boxes(weights, centers):
-            some[0].copy_(around[0]) if ball is None else ball.project(some, around)
-
-    @torch.no_grad()
-    def face_share(
-        self,
-        weights: Sequence[torch.Tensor],
-        centers: Sequence[torch.Tensor],
-    ) -> float:  # in 0..1
-        "Measure the share of weights that have used up their radius."
-        boxes = self._boxes(weights, centers)
-        shares = [1.0 if ball is None else ball.face_share(some, around) for some, around, ball in boxes]
-        sizes = [sum(weight.numel() for weight in some) for some, _, _ in boxes]
-        return sum(share * size for share, size in zip(shares, sizes)) / sum(sizes)
-
 # %% ../nbs/1_method/18_projection.ipynb #describe-change
 @torch.no_grad()
 def describe_change(
     weights: Sequence[torch.Tensor],  # weights after the edit
     centers: Sequence[torch.Tensor],  # weights before the edit
-    ball: LinfBall | RelativeLinfBall | L2Ball,  # the constraint of the edit
+    ball: Any,  # the constraint of the edit: has `face_share`
 ) -> dict[str, float]:  # share_on_face, max_change, l2_change
     "Describe how far `weights` went from `centers`, and how much of that the ball held back."
     share = ball.face_share(weights, centers)

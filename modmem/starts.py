@@ -5,25 +5,20 @@
 # %% ../nbs/5_experiments/00_starts.ipynb #imports
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .editor import hash_weights
-from .facts import Benchmark
-from .files import DataError, write_atomically
-from .finetuning import FinetuningConfig, finetune
 from .batches import keep_answerable
-from .masked_lm import SYNTHETIC, MaskedLM, load_masked_lm, save_masked_lm
+from .facts import Benchmark
+from .files import DataError, check_whole, exclusively, write_atomically, write_folder_atomically
+from .finetuning import FinetuningConfig, finetune
+from .masked_lm import SYNTHETIC, MaskedLM, hash_weights, load_masked_lm, save_masked_lm
 from .modification import answered_facts
 from .pretraining import PretrainingConfig, reinitialize
 from .synthetic import WorldRecipe, build_world_model
@@ -31,22 +26,17 @@ from .trex import load_trex
 from .world import make_world
 from .zsre import load_zsre
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 # %% auto #0
-__all__ = ['RECIPES', 'hash_settings', 'Data', 'Places', 'Start', 'exclusively', 'load_pretrained', 'load_benchmark',
-           'find_start', 'find_answered']
+__all__ = ['RECIPES', 'FT_COLUMN', 'hash_settings', 'Data', 'Places', 'Start', 'load_pretrained', 'load_benchmark', 'find_start',
+           'find_answered']
 
 # %% ../nbs/5_experiments/00_starts.ipynb #hash-settings
 def _canonical(value: Any) -> Any:
     "One spelling for equal settings."
     if isinstance(value, Mapping):
-        return {str(name): _canonical(one) for name, one in value.items()}
+        return {str(name): _canonical(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_canonical(one) for one in value]
+        return [_canonical(item) for item in value]
     if isinstance(value, float):
         return int(value) if value.is_integer() else value if math.isfinite(value) else str(value)
     return value
@@ -62,22 +52,25 @@ def hash_settings(
 # %% ../nbs/5_experiments/00_starts.ipynb #data
 @dataclass(frozen=True)
 class Data:
-    "Which benchmark; not where its files are."
+    "Which benchmark; not where its files are. What the benchmark has no use for is None."
     benchmark: str = "world"  # "world", "world-questions", "trex" or "zsre"
-    num_subjects: int = 512  # of a world
+    num_subjects: int | None = 512  # of a world
     relations: tuple[str, ...] | None = None  # of T-REx; None: all that have a file
     max_evidences: int | None = None  # of T-REx: training sentences a fact keeps at most
 
     def __post_init__(self):
         if self.benchmark not in ("world", "world-questions", "trex", "zsre"):
             raise ValueError(f"benchmark must be 'world', 'world-questions', 'trex' or 'zsre', not {self.benchmark!r}")
-
-    @property
-    def settings(self) -> dict:
-        "The settings that have an effect on this benchmark."
-        names = {"trex": ("relations", "max_evidences"), "zsre": ()}.get(self.benchmark, ("num_subjects",))
-        values = {name: getattr(self, name) for name in ("benchmark", *names)}
-        return {name: value for name, value in values.items() if value is not None}
+        if isinstance(self.relations, str):
+            raise ValueError(f"relations must be a list of names, not {self.relations!r}")
+        used = {"trex": {"relations", "max_evidences"}, "zsre": set()}.get(self.benchmark, {"num_subjects"})
+        for name in {"num_subjects", "relations", "max_evidences"} - used:
+            object.__setattr__(self, name, None)
+        for name in ("num_subjects", "max_evidences"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
+        if self.relations is not None:
+            object.__setattr__(self, "relations", tuple(self.relations))
 
 # %% ../nbs/5_experiments/00_starts.ipynb #places
 @dataclass(frozen=True)
@@ -115,8 +108,9 @@ def _hash_benchmark(benchmark: Benchmark) -> str:  # SHA-256
     "Hash facts and evidence, in their order."
     digest = hashlib.sha256()
     for side in (benchmark.train, benchmark.test):
-        for one in side:
-            digest.update(repr((one.fact.id, one.fact.subject, one.fact.relation, one.fact.object, one.text)).encode())
+        for evidence in side:
+            fact = evidence.fact
+            digest.update(repr((fact.id, fact.subject, fact.relation, fact.object, evidence.text)).encode())
         digest.update(b"--")
     return digest.hexdigest()
 
@@ -133,15 +127,18 @@ RECIPES = {  # name of a world's model -> how it is made
 
 # %% ../nbs/5_experiments/00_starts.ipynb #start
 _METHOD_VERSION = 1  # raised when a change of ours makes other weights from the same settings
+FT_COLUMN = {"prefix": "finetuning_", "usual": {  # a table of rows has length, batch and rate of FT, and what else is not as usual
+    "unmodified_per_modified": 0.0, "warmup": 0.1, "schedule": "linear", "dropout": 0.0, "max_gradient_norm": 1.0, "pool": 16, "seed": 0, "min_steps": 1,
+}}
 
 
 @dataclass(frozen=True)
 class Start:
     "A starting point by recipe (Section 4.5.1)."
     model: str = "base"  # one of `RECIPES`, one of `places.models`, or a name on the hub
-    kind: str = "FT"  # "RI", "pretrained" or "FT"
-    data: Data | None = None  # what FT trains on
-    finetuning: FinetuningConfig | None = None  # how FT trains
+    kind: str = field(default="FT", metadata={"column": "start"})  # "RI", "pretrained" or "FT"
+    data: Data | None = field(default=None, metadata={"column": None})  # what FT trains on
+    finetuning: FinetuningConfig | None = field(default=None, metadata=FT_COLUMN)  # how FT trains
 
     def __post_init__(self):
         if self.kind not in ("RI", "pretrained", "FT"):
@@ -153,7 +150,7 @@ class Start:
     def settings(self) -> dict:
         "Everything that decides the weights."
         model = asdict(RECIPES[self.model]) if self.model in RECIPES else self.model
-        training = {"data": self.data.settings, "finetuning": asdict(self.finetuning)} if self.kind == "FT" else {}
+        training = {"data": asdict(self.data), "finetuning": asdict(self.finetuning)} if self.kind == "FT" else {}
         return {"version": _METHOD_VERSION, "kind": self.kind, "model": model, **training}
 
     @property
@@ -161,58 +158,16 @@ class Start:
         "The hash of the settings: a folder's name."
         return hash_settings(self.settings)
 
-# %% ../nbs/5_experiments/00_starts.ipynb #exclusively
-def _same_file(handle: Any, path: Path) -> bool:
-    "Whether an open file is still the one of that name."
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def exclusively(
-    path: str | Path,  # lock file; its folder is made if need be
-    wait: bool = True,  # until whoever holds it is done; or do without
-) -> Iterator[bool]:  # whether the lock is ours
-    "Hold a lock that only one process can hold; it ends with the process at the latest."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("a") as handle:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            except OSError:  # a file system without locks
-                pass
-            if not _same_file(handle, path):
-                continue  # its holder removed the file that we waited for
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
 # %% ../nbs/5_experiments/00_starts.ipynb #make-once
 def _make_once(folder: Path, settings: dict, make: Callable[[], tuple[MaskedLM, dict]]) -> dict:
     "Make a model's folder unless it is there; its record: settings, hash of the weights, and what `make` adds."
-    with exclusively(folder.with_name(f"{folder.name}.lock")):
+    with exclusively(folder.parent / "locks" / folder.name):
         if not folder.is_dir():
             masked_lm, more = make()
             record = {"settings": settings, "weights": hash_weights(masked_lm), **more}
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            try:
-                save_masked_lm(masked_lm, temporary / "model")
-                (temporary / "model" / "start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-                os.rename(temporary / "model", folder)
-            except OSError:
-                if not folder.is_dir():  # else another process, which a lock did not reach, was first
-                    raise
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            with write_folder_atomically(folder, marker="start.json") as temporary:
+                save_masked_lm(masked_lm, temporary)
+                (temporary / "start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return json.loads((folder / "start.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/5_experiments/00_starts.ipynb #load-pretrained
@@ -282,7 +237,7 @@ def find_answered(
     benchmark, data_hash = load_benchmark(data, model, places)
     pretrained = load_pretrained(model, places)
     path = places.cache / f"answered-{hash_settings({'weights': hash_weights(pretrained), 'data': data_hash})}.json"
-    with exclusively(path.with_suffix(".lock")):
+    with exclusively(places.cache / "locks" / path.name):
         if not path.exists():
             with write_atomically(path) as temporary:
                 temporary.write_text(json.dumps(sorted(answered_facts(pretrained, benchmark))) + "\n", encoding="utf-8")

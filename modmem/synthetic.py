@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .files import write_atomically
@@ -17,7 +18,7 @@ from .pretraining import PretrainingConfig, pretrain
 from .world import make_person, make_pretraining, make_world, world_vocabulary
 
 # %% auto #0
-__all__ = ['WorldRecipe', 'make_blank_model', 'build_world_model', 'describe_world_model', 'save_world_model']
+__all__ = ['WorldRecipe', 'make_blank_model', 'describe_world_model', 'build_world_model', 'save_world_model']
 
 # %% ../nbs/2_data/05_synthetic.ipynb #world-recipe
 @dataclass(frozen=True)
@@ -62,6 +63,18 @@ def make_blank_model(
             return MaskedLM(transformers.AlbertForMaskedLM(config), tokenizer)
         return MaskedLM(transformers.BertForMaskedLM(transformers.BertConfig(**shape)), tokenizer)
 
+# %% ../nbs/2_data/05_synthetic.ipynb #describe-world-model
+def describe_world_model(
+    masked_lm: MaskedLM,
+    recipe: WorldRecipe,
+) -> dict[str, float]:  # percent of the test questions: all, shown, not_shown
+    "Measure what a model knows of F in the unseen phrasing."
+    right = np.array(masked_lm.answers(make_world(recipe.num_subjects, recipe.world_seed).test))
+    people = [make_person(number, recipe.world_seed) for number in range(recipe.num_subjects)]
+    shown = np.array([person.pretrained[relation] for person in people for relation in person.objects])
+    parts = {"all": right, "shown": right[shown], "not_shown": right[~shown]}
+    return {name: round(100 * int(part.sum()) / len(part), 2) for name, part in parts.items()}
+
 # %% ../nbs/2_data/05_synthetic.ipynb #build-world-model
 def build_world_model(
     recipe: WorldRecipe,
@@ -71,39 +84,6 @@ def build_world_model(
     text = tuple(make_pretraining(recipe.num_sentences, recipe.num_background, recipe.num_subjects, recipe.world_seed))
     model, _ = pretrain(make_blank_model(recipe), text, recipe.pretraining, checkpoint)
     return model
-
-# %% ../nbs/2_data/05_synthetic.ipynb #describe-world-model
-def describe_world_model(
-    masked_lm: MaskedLM,
-    recipe: WorldRecipe,
-) -> dict[str, float]:  # percent of the test questions: all, shown, not_shown
-    "Measure what a model knows of F in the unseen phrasing."
-    world = make_world(recipe.num_subjects, recipe.world_seed)
-    right = masked_lm.answers(world.test)
-    people = [make_person(number, recipe.world_seed) for number in range(recipe.num_subjects)]
-    shown = [person.pretrained[relation] for person in people for relation in person.objects]
-    share = {
-        "all": right,
-        "shown": [answer for answer, seen in zip(right, shown) if seen],
-        "not_shown": [answer for answer, seen in zip(right, shown) if not seen],
-    }
-    return {name: round(100 * sum(some) / len(some), 2) for name, some in share.items()}
-
-# %% ../nbs/2_data/05_synthetic.ipynb #save-world-model
-def save_world_model(
-    masked_lm: MaskedLM,
-    recipe: WorldRecipe,
-    directory: str | Path,
-) -> dict[str, float]:  # the accuracies recorded
-    "Write the model with its recipe, its accuracy and a model card."
-    accuracy = describe_world_model(masked_lm, recipe)
-    save_masked_lm(masked_lm, directory)
-    record = {"recipe": asdict(recipe), "accuracy": accuracy, "weights": hash_weights(masked_lm)}
-    with write_atomically(Path(directory) / "recipe.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    with write_atomically(Path(directory) / "README.md") as temporary:
-        temporary.write_text(_model_card(masked_lm, recipe, accuracy), encoding="utf-8")
-    return accuracy
 
 # %% ../nbs/2_data/05_synthetic.ipynb #model-card
 def _model_card(masked_lm: MaskedLM, recipe: WorldRecipe, accuracy: dict[str, float]) -> str:
@@ -126,3 +106,19 @@ pretraining showed in other phrasings, {accuracy["not_shown"]} % of the others (
 
 `recipe.json` holds the full recipe; `modmem pretrain --synthetic --output DIR`, with `--recipe large` or `--recipe albert` for these, rebuilds the model from it.
 """
+
+# %% ../nbs/2_data/05_synthetic.ipynb #save-world-model
+def save_world_model(
+    masked_lm: MaskedLM,
+    recipe: WorldRecipe,
+    directory: str | Path,
+) -> dict[str, float]:  # the accuracies recorded
+    "Write the model with its recipe, its accuracy and a model card."
+    accuracy = describe_world_model(masked_lm, recipe)
+    save_masked_lm(masked_lm, directory)
+    record = {"recipe": asdict(recipe), "accuracy": accuracy, "weights": hash_weights(masked_lm)}
+    with write_atomically(Path(directory) / "recipe.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with write_atomically(Path(directory) / "README.md") as temporary:
+        temporary.write_text(_model_card(masked_lm, recipe, accuracy), encoding="utf-8")
+    return accuracy

@@ -54,8 +54,15 @@ def relation_files(
     return [found[name] for name in names]
 
 # %% ../nbs/2_data/00_trex.ipynb #make-evidence
-def make_evidence(fact: Fact, text: str, surface: str, path: Path, line: int, field: str) -> Evidence:
-    "Make an evidence; a text without exactly one `[MASK]` is reported at its place in the file."
+def make_evidence(
+    fact: Fact,
+    text: str,  # a sentence
+    surface: str | None,  # the subject as the sentence spells it
+    path: str | Path,  # for errors, like line and field
+    line: int,
+    field: str,
+) -> Evidence:
+    "Make an evidence; `DataError` names the place of a text without exactly one `[MASK]`."
     try:
         return Evidence(fact, text, surface)
     except ValueError as error:
@@ -76,10 +83,9 @@ def read_fact(
         raise DataError(f"expected {path.stem!r} as in the file's name, found {relation!r}", path, line, "predicate_id")
     fact = Fact(f"{relation}/{subject_id}/{object_id}", subject, relation, object, subject_id, object_id)
     train = []
-    for one in get_field(record, "evidences", list, path, line):
-        one = get_field({"evidences": one}, "evidences", dict, path, line)
-        text = get_field(one, "masked_sentence", str, path, line)
-        surface = get_field(one, "sub_surface", str, path, line)
+    for sentence in get_field(record, "evidences", list, path, line):
+        sentence = get_field({"evidences": sentence}, "evidences", dict, path, line)
+        text, surface = (get_field(sentence, key, str, path, line) for key in ("masked_sentence", "sub_surface"))
         train.append(make_evidence(fact, text, surface, path, line, "masked_sentence"))
     question = template.replace("[Y]", MASK).replace("[X]", subject)
     return fact, train, make_evidence(fact, question, subject, path, line, "sub_label")

@@ -5,47 +5,86 @@
 # %% ../nbs/1_method/21_trial.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
 from .editor import ModificationConfig, modify_facts
-from .evaluation import evaluate
-from .masked_lm import MaskedLM, copy_with_own
+from .evaluation import EditAccuracy, evaluate
+from .masked_lm import MaskedLM
 from .modification import ModifiedBenchmark
 
 # %% auto #0
-__all__ = ['run_trial', 'choose_radius']
+__all__ = ['FINE_TUNING', 'Method', 'Trial', 'run_trial', 'select_radius']
+
+# %% ../nbs/1_method/21_trial.ipynb #method
+@dataclass(frozen=True)
+class Method:
+    "How facts are modified, and how the result is measured."
+    name: str  # for tables
+    modify: Callable  # (model, modified benchmark, settings) -> modified copy, outcome
+    measure: Callable = evaluate  # (modified copy, modified benchmark) -> `EditAccuracy`
+    describe: Callable = lambda accuracy, before, modified_benchmark: {}  # what else is told; `before`: unmodified answers that were right
+
+
+def _fine_tune(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: ModificationConfig) -> tuple[MaskedLM, Mapping]:
+    "FTM or FTA (Eq. 3)."
+    edit = modify_facts(masked_lm, modified_benchmark, config)
+    return edit.apply_to_copy(masked_lm), edit.record["outcome"]
+
+
+FINE_TUNING = Method("edit", _fine_tune)
 
 # %% ../nbs/1_method/21_trial.ipynb #run-trial
-def run_trial(
-    masked_lm: MaskedLM,  # the start: RI, pretrained or FT; stays as it is
-    modified_benchmark: ModifiedBenchmark,
-    config: ModificationConfig,
-) -> dict:  # settings, accuracies in percent, outcome of the edit
-    "Edit a model and measure the edit."
-    edit = modify_facts(masked_lm, modified_benchmark, config)
-    edited = copy_with_own(masked_lm, list(edit.bits))
-    edit.apply(edited)
-    accuracy = evaluate(edited, modified_benchmark)
-    return {
-        "blocks": str(config.blocks),
-        "norm": config.norm,
-        "radius": config.radius,
-        "learning_rate": config.learning_rate,
-        "seed": config.seed,
-        "num_modified": len(modified_benchmark.modified_facts),
-        "modified_accuracy": accuracy.modified,
-        "unmodified_accuracy": accuracy.unmodified,
-        "average_accuracy": accuracy.average,
-        **edit.record["outcome"],
-    }
+@dataclass(frozen=True)
+class Trial:
+    "What came of a modification."
+    accuracy: EditAccuracy
+    outcome: Mapping  # what the method says of itself: steps, final loss, how far the weights went
 
-# %% ../nbs/1_method/21_trial.ipynb #choose-radius
-def choose_radius(
-    rows: pd.DataFrame,  # rows of `run_trial`, of several radii
-    by: list[str],  # the columns that tell apart what is compared, such as ["blocks", "norm"]
-) -> pd.DataFrame:  # the rows with the chosen radius of each group
-    "Choose the radius with the best mean of A_M and A_F\\S in each group (Section 4.2)."
-    means = rows.groupby([*by, "radius"], sort=False)["average_accuracy"].mean().dropna()  # a row that failed has none
-    best = means.groupby(by, sort=False).idxmax()
-    chosen = rows.set_index([*by, "radius"]).index.isin(best)
-    return rows[chosen]
+    @property
+    def row(self) -> dict:
+        "The accuracies in percent and the outcome, flat: a row of a table."
+        return {
+            "modified_accuracy": self.accuracy.modified,
+            "unmodified_accuracy": self.accuracy.unmodified,
+            "average_accuracy": self.accuracy.average,
+            "modified_accuracy_by_fact": self.accuracy.modified_by_fact,
+            "unmodified_accuracy_by_fact": self.accuracy.unmodified_by_fact,
+            **self.outcome,
+        }
+
+
+def run_trial(
+    model: Any,  # the start: RI, pretrained or FT; stays as it is
+    modified_benchmark: ModifiedBenchmark,
+    config: Any,  # settings of the method
+    method: Method = FINE_TUNING,
+) -> Trial:
+    "Modify the facts of a model, and measure what that did."
+    modified, outcome = method.modify(model, modified_benchmark, config)
+    return Trial(method.measure(modified, modified_benchmark), outcome)
+
+# %% ../nbs/1_method/21_trial.ipynb #select-radius
+def select_radius(
+    rows: pd.DataFrame,  # with `radius` and accuracies; perhaps `facts` ("reported", "heldout") and `status`: failed rows do not count
+    by: Sequence[str],  # the settings that tell groups apart
+    on: str = "reported",  # or "heldout": the facts that choose
+    also: Sequence[str] = (),  # settings that are chosen together with the radius, such as blocks
+) -> pd.DataFrame:  # reported rows with the settings chosen; none of a group that nothing chose for
+    "Choose the radius with the best mean accuracy in each group (Section 4.2)."
+    if on not in ("reported", "heldout"):
+        raise ValueError(f"on must be 'reported' or 'heldout', not {on!r}")
+    everywhere = {"status": "done", "facts": "reported"}
+    rows = rows.assign(**{name: value for name, value in everywhere.items() if name not in rows})
+    bounded = rows[(rows["status"] == "done") & np.isfinite(rows["radius"].astype(float))]
+    judges = bounded[bounded["facts"] == on]
+    unmodified = judges["unmodified_accuracy" if on == "reported" else "unmodified_accuracy_heldout"]
+    settings = [*by, *also, "radius"]
+    means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in settings]).mean()
+    best = means.dropna().groupby(level=list(range(len(by)))).idxmax()
+    reported = bounded[bounded["facts"] == "reported"]
+    return reported[pd.MultiIndex.from_frame(reported[settings]).isin(list(best))].reset_index(drop=True)

@@ -27,9 +27,9 @@ def split_questions(
     questions = tuple(dict.fromkeys(questions))
     if len(questions) < 2:
         return questions, ()
-    tested = set(generator.sample(range(len(questions)), 2 if len(questions) >= two_test_questions_from else 1))
-    train = tuple(question for i, question in enumerate(questions) if i not in tested)
-    test = tuple(question for i, question in enumerate(questions) if i in tested)
+    tested = generator.sample(questions, 2 if len(questions) >= two_test_questions_from else 1)
+    train = tuple(question for question in questions if question not in tested)
+    test = tuple(question for question in questions if question in tested)
     return train, test
 
 # %% ../nbs/2_data/01_zsre.ipynb #read-record

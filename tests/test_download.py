@@ -88,7 +88,7 @@ def test_a_file_is_fetched_once_and_recorded(server, tmp_path):
     assert path.read_bytes() == LINES
     record = path.with_name(path.name + ".sha256")
     assert record.read_text() == f"{hash_file(path)}  {path.name}\n"
-    assert names(path.parent) == [path.name, record.name]
+    assert names(path.parent) == [path.name, record.name] and path.stat().st_mode & 0o777 == 0o644
     assert download_zsre(path.parent, url=f"{server.url}/zsre.jsonl") == path
     assert server.requests == 1
 
@@ -191,7 +191,7 @@ def expect_refusal(tmp_path, members, reason, **options):
 
 @pytest.mark.parametrize("name", ["../out", "data/../../out", "/out", "C:/out", "C:out", "..\\out", "\\\\server\\share\\out"])
 def test_a_member_that_leaves_the_folder_is_refused_before_anything_is_written(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(zipfile.ZipFile, "extract", lambda *args: pytest.fail("something was written"))
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", lambda *args, **options: pytest.fail("something was written"))
     expect_refusal(tmp_path, {name: b"gotcha"}, "expected members inside the folder")
 
 
@@ -206,15 +206,19 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
     expect_refusal(tmp_path, {"zeros": bytes(1_000_000)}, "expected at most 999999 bytes", max_bytes=999_999)
 
 
-def test_an_interrupted_unpacking_leaves_nothing_and_starts_again(server, tmp_path, monkeypatch):
-    extract = zipfile.ZipFile.extract
+def test_an_archive_of_nothing_is_refused(tmp_path):
+    (tmp_path / "data.zip").write_bytes(make_zip({}))
+    expect_error(lambda: unzip(tmp_path / "data.zip", tmp_path / "LAMA"), "data.zip: ", "expected files, found an empty archive")
+    assert names(tmp_path) == ["data.zip"]
 
-    def interrupted(archive, member, path):
-        extract(archive, member, path)
+
+def test_an_interrupted_unpacking_leaves_nothing_and_starts_again(server, tmp_path, monkeypatch):
+    def interrupted(archive, path):
+        archive.extract(archive.namelist()[0], path)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(zipfile.ZipFile, "extract", interrupted)
+        patch.setattr(zipfile.ZipFile, "extractall", interrupted)
         with pytest.raises(KeyboardInterrupt):
             download_trex(tmp_path, url=f"{server.url}/data.zip")
     assert names(tmp_path) == ["data.zip", "data.zip.sha256"]

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, snapshot, tiny_albert, tiny_bert
 
 import modmem
-import modmem.pretraining
+import modmem.finetuning
 from modmem.blocks import select_parameters
 from modmem.editor import Edit, ModificationConfig, hash_weights, modify_facts
 from modmem.facts import Evidence, Fact
@@ -165,7 +165,7 @@ def test_outcome_says_what_was_done_to_the_weights(bert, edit):
     assert outcome["share_on_face"] == pytest.approx(reached.double().mean().item(), abs=0.02) and outcome["share_on_face"] > 0.1
     with pytest.MonkeyPatch.context() as patch:
         losses = []
-        patch.setattr(modmem.pretraining, "slot_loss", lambda *given, original=modmem.pretraining.slot_loss: losses.append(original(*given)) or losses[-1])
+        patch.setattr(modmem.finetuning, "slot_loss", lambda *given, original=modmem.finetuning.slot_loss: losses.append(original(*given)) or losses[-1])
         modify_facts(bert, MODIFIED, CONFIG)
     assert outcome["final_loss"] == losses[-1].item()
 
@@ -225,7 +225,7 @@ def test_failed_save_leaves_the_older_file(edit, tmp_path, monkeypatch):
     path = tmp_path / "edit.safetensors"
     edit.save(path)
     content = path.read_bytes()
-    monkeypatch.setattr("modmem.editor.save_file", lambda tensors, path, metadata: [path.write_bytes(b"half"), 1 / 0])
+    monkeypatch.setattr("safetensors.torch.save_file", lambda tensors, path, metadata: [path.write_bytes(b"half"), 1 / 0])
     with pytest.raises(ZeroDivisionError):
         edit.save(path)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
@@ -323,8 +323,8 @@ def test_anchored_edit_is_undone_to_the_model_it_was_made_on(bert, edit):
 def test_given_model_stays_as_it_is_even_if_training_fails(family, monkeypatch):
     masked_lm = TINY[family]()
     masked_lm.model.train()
-    before, original, calls = snapshot(masked_lm), modmem.pretraining.slot_loss, iter(range(9))
-    monkeypatch.setattr(modmem.pretraining, "slot_loss", lambda *given: original(*given) / (next(calls) - 2 or int("x")))
+    before, original, calls = snapshot(masked_lm), modmem.finetuning.slot_loss, iter(range(9))
+    monkeypatch.setattr(modmem.finetuning, "slot_loss", lambda *given: original(*given) / (next(calls) - 2 or int("x")))
     with pytest.raises(ValueError, match="invalid literal"):
         modify_facts(masked_lm, MODIFIED, replace(CONFIG, blocks="all", dropout=0.1))
     assert_untouched(masked_lm, before)
@@ -342,12 +342,18 @@ def test_ten_epochs_are_the_default_length(bert):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"norm": "l7"}, {"learning_rate": 0}, {"steps": 0}, {"steps": 3, "epochs": 3}, {"batch_size": 0}, {"schedule": "cosine"},
+    [{"learning_rate": 0}, {"steps": 0}, {"steps": 3, "epochs": 3}, {"batch_size": 0}, {"schedule": "cosine"},
      {"unmodified_per_modified": -1}],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_runs(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         ModificationConfig(**asdict(CONFIG) | {"steps": None} | bad)
+
+
+def test_norm_that_is_not_there_is_refused_before_anything_runs(bert, monkeypatch):
+    monkeypatch.setattr("modmem.editor.finetune", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="norm.*'l7'"):
+        modify_facts(bert, MODIFIED, ModificationConfig(**asdict(CONFIG) | {"norm": "l7"}))
 
 
 @pytest.mark.parametrize("blocks", [3, -1, True, "0", "", [], [0, 0], [0, "1"], None, 1.0])

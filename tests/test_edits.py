@@ -44,11 +44,11 @@ def test_a_line_becomes_a_modified_fact_with_its_evidence(tmp_path):
     modified = read_edits(write(tmp_path, make_line(), OTHER))
     (old, new), _ = modified.modified_facts.items()
     assert (old.subject, old.relation, old.object, new.object, new.id) == ("Ada Ash", "birthplace", "Paris", "Oslo", old.id)
-    assert [(one.text, one.fact.object, one.subject_surface) for one in modified.modified_train[:2]] == [
+    assert [(evidence.text, evidence.fact.object, evidence.subject_surface) for evidence in modified.modified_train[:2]] == [
         ("Ada Ash was born in [MASK].", "Oslo", "Ada Ash"),
         ("[MASK] is where she was born.", "Oslo", None),
     ]
-    assert [one.text for one in modified.modified_test] == ["Ada Ash comes from [MASK]."]
+    assert [evidence.text for evidence in modified.modified_test] == ["Ada Ash comes from [MASK]."]
     assert modified.unmodified_train == modified.unmodified_test == () and math.isnan(modified.majority_share)
 
 
@@ -142,7 +142,7 @@ def test_a_sentence_with_its_own_answer_is_warned_about(tmp_path, text, leaks):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         read_edits(write(tmp_path, OTHER, make_line(evidence=[text])))
-    messages = [str(one.message).removeprefix(f"{tmp_path}/") for one in caught]
+    messages = [str(warning.message).removeprefix(f"{tmp_path}/") for warning in caught]
     assert messages == ([f"edits.jsonl:2: field 'evidence': {text!r} contains its own answer, 'Oslo'"] if leaks else [])
 
 
@@ -155,6 +155,6 @@ def test_any_value_in_any_field_reads_or_says_why(tmp_path_factory, key, value):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert all(one.text.count(MASK) == 1 for one in read_edits(path).modified_train)
+            assert all(evidence.text.count(MASK) == 1 for evidence in read_edits(path).modified_train)
     except DataError as error:
         assert str(error).startswith(f"{path}:1: ") and "\n" not in str(error)

@@ -1,15 +1,16 @@
-"""FT, FTM and FTA: one loop, what is in its batches, what it changes and what it leaves alone."""
+"""The training loop, and FT, FTM and FTA on it: its loss, what is in its batches, what it changes and what it leaves alone."""
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, snapshot, tiny_bert
 
 from modmem.blocks import select_parameters
-from modmem.finetuning import FinetuningConfig, finetune
-from modmem.masked_lm import MaskedLM
+from modmem.finetuning import BatchOrder, FinetuningConfig, finetune, learning_rate_at, slot_loss, train_steps
+from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.modification import sample_modifications
-from modmem.pretraining import learning_rate_at
 
 MODIFIED = sample_modifications(WORLD, num_modified=8, seed=0)  # 40 training evidences
 
@@ -35,6 +36,149 @@ def batches(monkeypatch):
 def encode(masked_lm, evidence):
     "What `batches` would hold of this evidence."
     return [(tuple(one.input_ids), tuple(one.labels)) for one in masked_lm.encode(evidence)]
+
+
+# the loss
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_loss_is_the_sum_over_the_pieces_of_an_answer_and_the_mean_over_sentences(family):
+    masked_lm = TINY[family]()
+    encoded = masked_lm.encode(WORLD.test[:8])
+    assert len({len(one.slots) for one in encoded}) > 1
+    by_hand = []
+    for one in encoded:
+        with torch.no_grad():
+            logits = masked_lm.model(input_ids=torch.tensor([one.input_ids])).logits[0]
+        by_hand.append(-sum(logits[slot].log_softmax(-1)[label].item() for slot, label in zip(one.slots, one.labels)))
+    loss = slot_loss(masked_lm, masked_lm.batch(encoded)).item()
+    assert loss == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-4)
+
+
+# batches
+
+
+@given(
+    st.lists(st.integers(3, 30), min_size=1, max_size=50), st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**40),
+    st.lists(st.integers(0, 40), min_size=1, max_size=4),
+)
+def test_every_epoch_holds_every_sentence_once_and_a_batch_is_a_function_of_its_step(lengths, batch_size, pool, seed, asked):
+    order = BatchOrder(lengths, batch_size, pool, seed)
+    per_epoch = order.steps_per_epoch
+    assert per_epoch == -(-len(lengths) // batch_size)
+    batches = [order(step) for step in range(2 * per_epoch)]
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+    for epoch in (batches[:per_epoch], batches[per_epoch:]):
+        assert sorted(sum(epoch, [])) == list(range(len(lengths)))
+    for step in asked:  # in any order, from a new object
+        assert BatchOrder(lengths, batch_size, pool, seed)(step) == order(step)
+
+
+def test_epochs_and_seeds_shuffle_anew_and_a_pool_sorts_by_length():
+    lengths = list(range(3, 67))
+    order = BatchOrder(lengths, 8, seed=0)
+    first, second = ([order(step) for step in range(start, start + 8)] for start in (0, 8))
+    assert first != second and first != [BatchOrder(lengths, 8, seed=1)(step) for step in range(8)]
+    pooled = BatchOrder(lengths, 8, pool=8, seed=0)
+    assert all(max(batch) - min(batch) == 7 for batch in map(pooled, range(8)))
+    assert [pooled(step)[0] for step in range(8)] != sorted(pooled(step)[0] for step in range(8))
+
+
+def test_no_sentences_are_refused():
+    with pytest.raises(ValueError, match="no sentences"):
+        BatchOrder([], 8)
+
+
+# the learning rate
+
+
+def test_learning_rate_warms_up_and_decays_by_hand():
+    linear = [learning_rate_at(step, 6, 3.0, warmup=1 / 3) for step in range(6)]
+    assert linear == pytest.approx([1.0, 2.0, 3.0, 2.25, 1.5, 0.75])
+    assert [learning_rate_at(step, 6, 3.0, 1 / 3, "constant") for step in range(6)] == pytest.approx([1.0, 2.0, 3.0, 3.0, 3.0, 3.0])
+    assert learning_rate_at(0, 1, 3.0) == 3.0
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.sampled_from(["linear", "constant"]))
+def test_learning_rate_is_positive_and_peaks_once(num_steps, warmup, schedule):
+    rates = [learning_rate_at(step, num_steps, 1.0, warmup, schedule) for step in range(num_steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert round(warmup * num_steps) == num_steps or max(rates) == 1
+
+
+def test_each_step_runs_at_its_own_learning_rate(bert):
+    trained = copy_with_own(bert)
+    weight = trained.model.cls.predictions.bias
+    optimizer, path = torch.optim.SGD([weight], lr=9.0), [weight.detach().clone()]
+    batch = trained.batch(trained.encode(WORLD.test[:4]))
+    gradients = []
+    weight.register_hook(lambda gradient: gradients.append(gradient.clone()))
+    train_steps(trained.model, optimizer, lambda step: slot_loss(trained, batch), [0.5, 0.0, 0.25], after_step=lambda done: path.append(weight.detach().clone()))
+    for rate, gradient, before, after in zip([0.5, 0.0, 0.25], gradients, path[:-1], path[1:], strict=True):
+        torch.testing.assert_close(after, before - rate * gradient)
+
+
+def test_gradients_are_clipped_together_to_the_norm_asked_for(bert):
+    for limit, clipped in ((0.01, True), (1e6, False)):
+        trained = copy_with_own(bert)
+        weights, seen = list(trained.model.parameters()), []
+        optimizer = torch.optim.SGD(weights, lr=0.0)
+        optimizer.register_step_pre_hook(lambda *_: seen.append(torch.cat([weight.grad.flatten() for weight in weights]).norm().item()))
+        batch = trained.batch(trained.encode(WORLD.test[:4]))
+        train_steps(trained.model, optimizer, lambda step: slot_loss(trained, batch), [0.0], max_gradient_norm=limit)
+        assert (seen[0] == pytest.approx(limit, rel=1e-3)) == clipped
+
+
+# dropout
+
+
+def with_dropout(probability):
+    "A model whose configuration asks for dropout."
+    masked_lm = tiny_bert()
+    config = masked_lm.model.config
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = probability
+    return MaskedLM(type(masked_lm.model)(config), masked_lm.tokenizer)
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, (False, 0.0)), (0.4, (True, 0.4)), (None, (True, 0.3))])
+def test_dropout_zero_is_evaluation_mode_and_none_is_the_models_own(dropout, expected):
+    masked_lm, seen = copy_with_own(with_dropout(0.3)), set()
+    batch = masked_lm.batch(masked_lm.encode(WORLD.test[:4]))
+
+    def compute_loss(step):
+        seen.update((module.training, module.p) for module in masked_lm.model.modules() if isinstance(module, torch.nn.Dropout))
+        return slot_loss(masked_lm, batch)
+
+    train_steps(masked_lm.model, torch.optim.SGD(masked_lm.model.parameters(), lr=0.0), compute_loss, [0.0], dropout=dropout)
+    assert {mode for mode, _ in seen} == {expected[0]} and (dropout == 0 or {p for _, p in seen} == {expected[1]})
+    assert not masked_lm.model.training
+
+
+def test_none_means_the_configurations_dropout_even_after_training_without(bert):
+    masked_lm = with_dropout(0.3)
+    trained, _ = finetune(masked_lm, WORLD.train, FinetuningConfig(steps=1, batch_size=8, dropout=0.0))
+    again = copy_with_own(trained)
+    batch = again.batch(again.encode(WORLD.test[:4]))
+    losses = train_steps(again.model, torch.optim.SGD(again.model.parameters(), lr=0.0), lambda step: slot_loss(again, batch), [0.0, 0.0])
+    assert losses[0] != losses[1]
+
+
+def test_dropout_is_a_function_of_seed_and_step_and_leaves_the_generator_alone():
+    masked_lm = with_dropout(0.3)
+    batch = masked_lm.batch(masked_lm.encode(WORLD.test[:8]))
+    optimizer = torch.optim.SGD(masked_lm.model.parameters(), lr=0.0)
+
+    def losses(seed=0, first_step=0):
+        torch.rand(first_step + 3)  # what was drawn before does not matter
+        before = torch.random.get_rng_state()
+        found = train_steps(masked_lm.model, optimizer, lambda step: slot_loss(masked_lm, batch), [0.0] * 4, seed, first_step=first_step)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return found
+
+    once = losses()
+    assert len(set(once)) == 4 and once == losses() and once[2:] == losses(first_step=2) and once != losses(seed=1)
 
 
 # FT

@@ -14,17 +14,19 @@ from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, 
 from torch import nn
 
 from modmem.blocks import select_parameters
-from modmem.editor import FISHER_NORMS, NORMS, ModificationConfig, modify_facts
+from modmem.constraints import CONSTRAINTS, PenalizedConfig, RelativeLinfBall, modify_constrained, modify_penalized
+from modmem.editor import ModificationConfig
 from modmem.finetuning import finetune
 from modmem.fisher import KINDS, FisherBall, estimate_fisher, fisher_norm, mean_squared_gradient, project_fisher, solve_multiplier
 from modmem.masked_lm import copy_with_own
 from modmem.modification import ModifiedBenchmark, sample_modifications
 from modmem.penalties import ewc_penalty, kl_penalty
-from modmem.projection import L2Ball, RelativeLinfBall, project_l2
+from modmem.projection import BALLS, L2Ball, project_l2
 
 MODIFIED = sample_modifications(WORLD, num_modified=6, seed=0)
 FEW = ModifiedBenchmark(**vars(MODIFIED) | {"unmodified_train": MODIFIED.unmodified_train[::15]})
 CONFIG = ModificationConfig(blocks=1, radius=4e-3, learning_rate=1e-3, steps=8, batch_size=16)
+FISHER_NORMS = {"fisher": "empirical", "fisher_newton": "empirical", "fisher_true": "true", "fisher_batch": "batch", "fisher_batch_newton": "batch"}
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +262,7 @@ def test_a_weight_of_a_penalty_is_a_number_above_zero(bad):
 def edited_by(masked_lm, config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        edit = modify_facts(masked_lm, FEW, config)
+        edit = (modify_penalized if isinstance(config, PenalizedConfig) else modify_constrained)(masked_lm, FEW, config)
     copied = copy_with_own(masked_lm)
     edit.apply(copied)
     return edit, copied
@@ -268,7 +270,7 @@ def edited_by(masked_lm, config):
 
 @pytest.mark.parametrize("norm", FISHER_NORMS)
 def test_an_edit_stays_in_its_fisher_ball(bert, norm):
-    kind, _ = FISHER_NORMS[norm]
+    kind = FISHER_NORMS[norm]
     names = list(select_parameters(bert, 1))
     fisher = estimate_fisher(bert, FEW.unmodified_train, names, kind, seed=3)
     config = replace(CONFIG, norm=norm, seed=3, radius=1e-3)
@@ -293,7 +295,7 @@ def test_a_higher_price_keeps_the_model_nearer(bert, penalty, weights):
     config = replace(CONFIG, radius=math.inf, steps=20)
     moved = []
     for weight in weights:
-        _, edited = edited_by(bert, replace(config, penalty=penalty, penalty_weight=weight))
+        _, edited = edited_by(bert, PenalizedConfig(config, penalty, weight))
         batch = bert.batch(bert.encode(FEW.unmodified_train))
         with torch.no_grad():
             now, before = edited(batch).log_softmax(-1), bert(batch).log_softmax(-1)
@@ -303,9 +305,9 @@ def test_a_higher_price_keeps_the_model_nearer(bert, penalty, weights):
 
 def test_a_penalty_works_once_a_step_and_within_the_ball(bert, monkeypatch):
     calls = []
-    monkeypatch.setattr("modmem.editor.kl_penalty", lambda *_, **__: lambda weights: calls.append([weight.grad is not None for weight in weights]))
-    edit, _ = edited_by(bert, replace(CONFIG, penalty="kl", penalty_weight=1.0))
-    assert len(calls) == CONFIG.steps and all(map(all, calls))
+    monkeypatch.setattr("modmem.constraints.kl_penalty", lambda *_, **__: lambda weights: calls.append([weight.grad is not None for weight in weights]))
+    edit, _ = edited_by(bert, PenalizedConfig(CONFIG, "kl", 1.0))
+    assert len(calls) == CONFIG.finetuning.steps and all(map(all, calls))
     assert edit.record["outcome"]["max_change"] < CONFIG.radius * (1 + 1e-5)
     plain, _ = edited_by(bert, CONFIG)
     assert plain.record["edited_hash"] == edit.record["edited_hash"]  # this price was nothing
@@ -313,7 +315,7 @@ def test_a_penalty_works_once_a_step_and_within_the_ball(bert, monkeypatch):
 
 def test_a_second_edit_is_measured_from_the_first_start(bert):
     _, once = edited_by(bert, replace(CONFIG, norm="fisher", radius=1e-3))
-    edit = modify_facts(once, FEW, replace(CONFIG, norm="fisher", radius=1e-3), anchor=bert)
+    edit = modify_constrained(once, FEW, replace(CONFIG, norm="fisher", radius=1e-3), anchor=bert)
     edit.apply(once)
     names = list(select_parameters(bert, 1))
     fisher = estimate_fisher(bert, FEW.unmodified_train, names)
@@ -322,11 +324,25 @@ def test_a_second_edit_is_measured_from_the_first_start(bert):
 
 
 def test_settings_that_do_not_go_together_are_refused(bert):
-    for wrong in ({"norm": "fischer"}, {"penalty": "l2", "penalty_weight": 1.0}, {"penalty": "ewc"}, {"penalty_weight": 1.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
-            replace(CONFIG, **wrong)
-    assert set(NORMS) > set(FISHER_NORMS) and L2Ball(1.0).scope == "joint"
+    with pytest.raises(ValueError, match="norm"):
+        modify_constrained(bert, FEW, replace(CONFIG, norm="fischer"))
+    for wrong, named in (("l2", 1.0), "penalty"), (("ewc", 0.0), "weight"), (("ewc", None), "weight"), ((None, 1.0), "penalty"):
+        with pytest.raises(ValueError, match=named):
+            PenalizedConfig(CONFIG, *wrong)
+    assert set(CONSTRAINTS) == {*BALLS, "linf_relative", *FISHER_NORMS} and L2Ball(1.0).scope == "joint"
     alone = ModifiedBenchmark(**vars(MODIFIED) | {"unmodified_train": ()})
-    for needy in ({"norm": "fisher"}, {"penalty": "ewc", "penalty_weight": 1.0}, {"penalty": "kl", "penalty_weight": 1.0}):
+    with pytest.raises(ValueError, match="unmodified"):
+        modify_constrained(bert, alone, replace(CONFIG, norm="fisher"))
+    for penalty in ("ewc", "kl"):
         with pytest.raises(ValueError, match="unmodified"):
-            modify_facts(bert, alone, replace(CONFIG, **needy))
+            modify_penalized(bert, alone, PenalizedConfig(CONFIG, penalty, 1.0))
+
+
+def test_a_penalized_edit_says_what_it_paid_and_is_anchored_where_it_is_told(bert):
+    config = PenalizedConfig(CONFIG, "ewc", 10.0)
+    edit, once = edited_by(bert, config)
+    assert edit.record["penalty"] == {"name": "ewc", "weight": 10.0}
+    again = modify_penalized(once, FEW, config, anchor=bert)
+    again.apply(once)
+    pairs = zip(once.model.parameters(), bert.model.parameters())
+    assert max((now - then).abs().max().item() for now, then in pairs) <= CONFIG.radius * 1.001

@@ -9,13 +9,13 @@ import torch
 from tiny_models import TINY, WORLD, assert_untouched, snapshot, tiny_bert
 
 import modmem
-import modmem.pretraining
+import modmem.finetuning
 from modmem.blocks import select_parameters
 from modmem.editor import ModificationConfig, hash_weights, modify_facts
 from modmem.evaluation import evaluate
+from modmem.finetuning import slot_loss
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.modification import sample_modifications
-from modmem.pretraining import slot_loss
 from modmem.projected_adam import ProjectedAdam
 from modmem.projection import L2Ball, LinfBall, make_ball
 
@@ -140,8 +140,8 @@ def test_answer_leaked_into_the_input(family):
 
 @families
 def test_training_on_the_probe_that_is_then_tested(family, monkeypatch):
-    masked_lm, trained, original = TINY[family](), [], modmem.pretraining.slot_loss
-    monkeypatch.setattr(modmem.pretraining, "slot_loss", lambda model, batch: trained.append(batch) or original(model, batch))
+    masked_lm, trained, original = TINY[family](), [], modmem.finetuning.slot_loss
+    monkeypatch.setattr(modmem.finetuning, "slot_loss", lambda model, batch: trained.append(batch) or original(model, batch))
     config = replace(CONFIG, blocks="all", steps=8, unmodified_per_modified=2.0)
     modify_facts(masked_lm, MODIFIED, config)
     ends = {masked_lm.tokenizer.pad_token_id}

@@ -50,7 +50,7 @@ def test_shipped_weights_are_the_recorded_ones_made_by_the_default_recipe(shippe
     recipe = read_recipe(record["recipe"])
     assert recipe == WorldRecipe() and json.loads(json.dumps(asdict(recipe))) == record["recipe"]
     blank = make_blank_model(recipe)
-    shapes = [{name: weight.shape for name, weight in one.model.named_parameters()} for one in (shipped, blank)]
+    shapes = [{name: weight.shape for name, weight in masked_lm.model.named_parameters()} for masked_lm in (shipped, blank)]
     assert shapes[0] == shapes[1] and not same_weights(shipped, blank)
     assert shipped.tokenizer.get_vocab() == {piece: number for number, piece in enumerate(world_vocabulary())}
     world = make_world(4)
@@ -81,7 +81,7 @@ def test_recipe_is_followed_to_the_same_bits_and_learns(small):
     text = make_pretraining(SMALL.num_sentences, SMALL.num_background, SMALL.num_subjects, SMALL.world_seed)
     again, losses = pretrain(make_blank_model(SMALL), text, SMALL.pretraining)
     assert same_weights(again, small)
-    pieces = sum(len(one.labels) for one in again.encode(text[:200])) / 200
+    pieces = sum(len(sentence.labels) for sentence in again.encode(text[:200])) / 200
     assert losses[0] > 0.8 * pieces * math.log(len(world_vocabulary())) and sum(losses[-10:]) / 10 < 0.85 * losses[0]
 
 
@@ -102,11 +102,11 @@ def test_accuracy_is_measured_on_the_unseen_phrasing_and_split_by_what_was_shown
         "Answers what pretraining showed, and nothing else."
 
         def answers(self, evidence):
-            right.extend(one.text for one in evidence)
-            return [one.fact.id in shown_ids for one in evidence]
+            right.extend(question.text for question in evidence)
+            return [question.fact.id in shown_ids for question in evidence]
 
     accuracy = describe_world_model(Knows(), SMALL)
-    assert right == [one.text for one in world.test]
+    assert right == [question.text for question in world.test]
     assert accuracy == {"all": round(100 * len(shown_ids) / len(world.facts), 2), "shown": 100.0, "not_shown": 0.0}
 
 
@@ -124,7 +124,7 @@ def test_blank_model_has_the_recipes_shape(family, distinct):
     blank = make_blank_model(replace(SMALL, family=family, num_blocks=5))
     assert len(blank.blocks) == 5 and len({id(block) for block in blank.blocks}) == distinct
     assert blank.model.config.hidden_size == 32 and blank.model.config.vocab_size == len(world_vocabulary())
-    assert not any(blank.tokenizer.unk_token_id in one.input_ids + one.labels for one in blank.encode(make_world(8).test))
+    assert not any(blank.tokenizer.unk_token_id in question.input_ids + question.labels for question in blank.encode(make_world(8).test))
 
 
 def test_unknown_family_is_refused():

@@ -42,7 +42,7 @@ def write_folder(folder, records=None, templates=TEMPLATES):
     write_lines(folder / "relations.jsonl", templates)
     records = [make_record(), make_record("P20")] if records is None else records
     for relation in dict.fromkeys(record["predicate_id"] for record in records):
-        write_lines(folder / "TREx" / f"{relation}.jsonl", [one for one in records if one["predicate_id"] == relation])
+        write_lines(folder / "TREx" / f"{relation}.jsonl", [record for record in records if record["predicate_id"] == relation])
     return folder
 
 
@@ -51,8 +51,8 @@ def test_sentences_train_and_the_filled_template_tests(tmp_path):
     (fact,) = benchmark.facts
     assert (fact.id, fact.subject, fact.relation, fact.object) == ("P19/Q1/Q10", "Ada Ash", "P19", "Paris")
     assert (fact.subject_id, fact.object_id) == ("Q1", "Q10")
-    assert [(one.text, one.subject_surface) for one in benchmark.train] == [("Ada left [MASK].", "Ada"), ("[MASK] saw Ada.", "Ada")]
-    assert [(one.text, one.subject_surface) for one in benchmark.test] == [("Ada Ash was born in [MASK] .", "Ada Ash")]
+    assert [(evidence.text, evidence.subject_surface) for evidence in benchmark.train] == [("Ada left [MASK].", "Ada"), ("[MASK] saw Ada.", "Ada")]
+    assert [(evidence.text, evidence.subject_surface) for evidence in benchmark.test] == [("Ada Ash was born in [MASK] .", "Ada Ash")]
     assert (benchmark.name, benchmark.drawn_from) == ("T-REx", "answered")
 
 
@@ -71,7 +71,7 @@ def test_an_id_does_not_depend_on_the_uuid_or_on_other_facts(tmp_path):
 
 def test_repeated_sentences_train_once_unless_kept(tmp_path):
     folder = write_folder(tmp_path, [make_record(texts=["b [MASK]", "a [MASK]", "b [MASK]"]), make_record("P20", texts=["b [MASK]"])])
-    assert [one.text for one in load_trex(folder).train] == ["b [MASK]", "a [MASK]", "b [MASK]"]
+    assert [evidence.text for evidence in load_trex(folder).train] == ["b [MASK]", "a [MASK]", "b [MASK]"]
     statistics = benchmark_statistics(load_trex(folder, keep_duplicates=True))
     assert statistics.loc["T-REx (training)"].tolist() == [4, 2, 3]
 
@@ -79,7 +79,7 @@ def test_repeated_sentences_train_once_unless_kept(tmp_path):
 def test_max_evidences_caps_distinct_sentences_of_each_fact(tmp_path):
     folder = write_folder(tmp_path, [make_record(texts=["b [MASK]", "b [MASK]", "a [MASK]", "c [MASK]"]), make_record("P20")])
     benchmark = load_trex(folder, max_evidences=2)
-    assert [one.text for one in benchmark.train] == ["b [MASK]", "a [MASK]", "Ada left [MASK] early."]
+    assert [evidence.text for evidence in benchmark.train] == ["b [MASK]", "a [MASK]", "Ada left [MASK] early."]
     assert len(benchmark.test) == 2
     with pytest.raises(ValueError, match="max_evidences must be None or at least 1, not 0"):
         load_trex(folder, max_evidences=0)
@@ -184,7 +184,7 @@ def loads_or_says_why(raw):
         folder = write_folder(Path(folder))
         (folder / "TREx" / "P19.jsonl").write_bytes(raw)
         try:
-            assert all(one.text.count(MASK) == 1 for one in load_trex(folder).train)
+            assert all(evidence.text.count(MASK) == 1 for evidence in load_trex(folder).train)
         except DataError as error:
             assert "P19.jsonl" in str(error) and "\n" not in str(error)
 
@@ -225,6 +225,6 @@ def test_the_real_data_loads():
     assert len(facts) == len(set(facts)) == len(benchmark.test) == 19_642
     assert len({fact.relation for fact in facts}) == 24
     assert len(facts) - len(Counter((fact.subject, fact.relation, fact.object) for fact in facts)) == 13
-    assert all(one.text.count(MASK) == 1 for one in (*benchmark.train, *benchmark.test))
+    assert all(evidence.text.count(MASK) == 1 for evidence in (*benchmark.train, *benchmark.test))
     assert benchmark_statistics(benchmark).loc["T-REx (training)"].tolist() == [120_915, 19_642, 93_585]
     assert len(load_trex(os.environ["MODMEM_TREX"]).train) == 93_585

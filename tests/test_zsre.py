@@ -64,8 +64,8 @@ def test_a_question_becomes_evidence(tmp_path):
     (fact,) = benchmark.facts
     assert (fact.id, fact.subject, fact.relation, fact.object) == ("train-1", "Ada Ash", "employer", "Acme Corp")
     assert (fact.subject_id, fact.object_id) == (None, None)
-    evidence = {one.text: one.subject_surface for one in benchmark.train + benchmark.test}
-    assert evidence == {"Question 0 about Ada Ash? [MASK]": "Ada Ash", "Who pays her? [MASK]": None}
+    surfaces = {evidence.text: evidence.subject_surface for evidence in benchmark.train + benchmark.test}
+    assert surfaces == {"Question 0 about Ada Ash? [MASK]": "Ada Ash", "Who pays her? [MASK]": None}
     assert (benchmark.name, benchmark.drawn_from) == ("zsRE", "all")
 
 
@@ -78,14 +78,14 @@ def test_a_facts_split_depends_on_seed_and_id_alone(tmp_path):
     records = [make_record(f"train-{i}") for i in range(20)]
     whole = load_zsre(write_file(tmp_path / "whole.jsonl", records))
     part = load_zsre(write_file(tmp_path / "part.jsonl", records[:4:-2]))
-    assert set(part.test) == {one for one in whole.test if one.fact in part.facts}
+    assert set(part.test) == {evidence for evidence in whole.test if evidence.fact in part.facts}
     assert whole.test != load_zsre(tmp_path / "whole.jsonl", seed=1).test
-    assert len({tuple(one.text for one in whole.test if one.fact == fact) for fact in whole.facts}) > 1
+    assert len({tuple(evidence.text for evidence in whole.test if evidence.fact == fact) for fact in whole.facts}) > 1
 
 
 def test_the_split_of_a_seed_never_changes(tmp_path):
     benchmark = load_zsre(write_file(tmp_path / "zsre.jsonl", [make_record("train-1"), make_record("train-2", 3)]))
-    assert [one.text.split()[1] for one in benchmark.test] == ["0", "2", "2"]
+    assert [evidence.text.split()[1] for evidence in benchmark.test] == ["0", "2", "2"]
 
 
 def test_the_rule_reaches_the_loader(tmp_path):
@@ -157,7 +157,7 @@ def loads_or_says_why(raw):
         path.write_bytes(raw)
         try:
             benchmark = load_zsre(path)
-            assert all(one.text.count(MASK) == 1 for one in benchmark.train + benchmark.test)
+            assert all(evidence.text.count(MASK) == 1 for evidence in benchmark.train + benchmark.test)
         except DataError as error:
             assert "zsre.jsonl" in str(error) and "\n" not in str(error)
 
@@ -194,7 +194,7 @@ def test_any_value_in_any_field_loads_or_says_why(keys, value):
 def test_the_real_data_loads():
     benchmark = load_zsre(os.environ["MODMEM_ZSRE"])
     assert len(set(benchmark.facts)) == 3_203
-    assert all(one.text.count(MASK) == 1 for one in benchmark.train + benchmark.test)
+    assert all(evidence.text.count(MASK) == 1 for evidence in benchmark.train + benchmark.test)
     assert benchmark_statistics(benchmark)["questions"].tolist() == [8_431, 4_031]
     assert benchmark_statistics(benchmark)["facts"].tolist() == [3_203, 3_203 - 854]
-    assert not {one.text for one in benchmark.train} & {one.text for one in benchmark.test}
+    assert not {evidence.text for evidence in benchmark.train} & {evidence.text for evidence in benchmark.test}

@@ -1,0 +1,78 @@
+"""Runs from the columns of their rows: how the tests write settings in short, and how they check that a row's key is that of its settings."""
+import math
+
+from modmem.constraints import PenalizedConfig
+from modmem.editor import ModificationConfig
+from modmem.fae_editing import FaeEditConfig
+from modmem.fae_starts import FaeStart
+from modmem.fae_training import FaeRecipe
+from modmem.finetuning import FinetuningConfig
+from modmem.knn_lm import NeighborConfig
+from modmem.runs import RetrainConfig, Run, Sample, UniformConfig
+from modmem.starts import Data, Start
+
+USUAL = {
+    "benchmark": "world", "num_subjects": 512, "num_modified": 32, "seed": 0, "model": "base", "start": "FT", "method": "edit", "blocks": "all", "norm": "linf",
+    "radius": math.inf, "epochs": 10.0, "min_steps": 70, "warmup": 0.0, "schedule": "constant", "absent": "insert",
+    "finetuning_steps": 600, "finetuning_batch_size": 64, "finetuning_learning_rate": 1e-3, "finetuning_pool": 16, "finetuning_max_gradient_norm": 1.0,
+}
+
+
+def take(kind, columns, prefix="", **more):
+    "A settings object from the columns that its class has fields for."
+    names = {name.removeprefix(prefix): value for name, value in columns.items() if name.startswith(prefix)}
+    return kind(**{name: names[name] for name in kind.__dataclass_fields__ if name in names} | more)
+
+
+def take_training(columns, prefix=""):
+    "The training settings; with steps, neither epochs nor least steps count."
+    fixed = columns.get(f"{prefix}steps") is not None
+    ours = {name: value for name, value in columns.items() if not (fixed and name in (f"{prefix}epochs", f"{prefix}min_steps"))}
+    return take(FinetuningConfig, ours, prefix)
+
+
+def make_method(columns):
+    "The settings of a method."
+    method, settings = columns["method"], {name: columns[name] for name in ("blocks", "norm", "radius")}
+    if method == "kNN-LM":
+        return take(NeighborConfig, columns)
+    if method == "retrain":
+        return RetrainConfig(take_training(USUAL | columns, "finetuning_" if "retraining_steps" not in columns else "retraining_"))
+    if method == "FaE":
+        return take(FaeEditConfig, columns, finetuning=take_training(columns))
+    edit = ModificationConfig(**settings, finetuning=take_training(columns))
+    if method == "penalty":
+        return PenalizedConfig(edit, columns["penalty"], columns["penalty_weight"])
+    return UniformConfig(edit) if method == "uniform" else edit
+
+
+def make_run(**columns):
+    "A run from flat settings; what is not given is as usual in the world."
+    columns = USUAL | columns
+    data = take(Data, columns)
+    if columns["method"] == "FaE":
+        start = FaeStart(columns["model"], data, take(FaeRecipe, {name: value for name, value in columns.items() if name.startswith("fae_")}, "fae_"))
+    elif columns["start"] == "FT":
+        start = Start(columns["model"], "FT", data, take_training(columns, "finetuning_"))
+    else:
+        start = Start(columns["model"], columns["start"])
+    return Run(take(Sample, columns, data=data), start, make_method(columns))
+
+
+def read_columns(row):
+    "The settings in a row that was read from a file: no text or number is none at all, whole numbers are whole, lists are lists."
+    settings = {}
+    for name, value in row.items():
+        if value == "" or value is None or value != value:
+            continue
+        settings[name] = int(value) if isinstance(value, float) and value.is_integer() and name not in FRACTIONS else value
+    blocks = settings.get("blocks", "all")
+    if blocks != "all":
+        settings["blocks"] = tuple(map(int, blocks.strip("[]").split(",")))
+        settings["blocks"] = settings["blocks"] if blocks.startswith("[") else settings["blocks"][0]
+    if "relations" in settings:
+        settings["relations"] = tuple(settings["relations"].split())
+    return settings
+
+
+FRACTIONS = ("epochs", "radius", "learning_rate", "unmodified_per_modified")

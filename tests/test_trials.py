@@ -1,0 +1,87 @@
+"""One trial, and the radius that the paper would choose: by the mean of both accuracies, on reported or on held-out facts."""
+import math
+
+import pandas as pd
+import pytest
+from tiny_models import WORLD, assert_untouched, snapshot, tiny_bert
+
+from modmem.editor import ModificationConfig, modify_facts
+from modmem.evaluation import evaluate
+from modmem.modification import sample_modifications
+from modmem.trials import Method, run_trial, select_radius
+
+MODIFIED = sample_modifications(WORLD, num_modified=6, seed=0)
+CONFIG = ModificationConfig(blocks=1, radius=4e-3, steps=6, batch_size=16)
+
+
+def make_rows(*accuracies, **columns):
+    "Rows of one group, from (radius, A_M, A_F\\S)."
+    rows = pd.DataFrame(accuracies, columns=["radius", "modified_accuracy", "unmodified_accuracy"])
+    return rows.assign(**{"blocks": 0, **columns})
+
+
+def chosen(rows, by=("blocks",), **how):
+    return select_radius(rows, list(by), **how)["radius"].tolist()
+
+
+# a trial
+
+
+def test_a_trial_is_the_edit_measured_and_leaves_the_model_alone():
+    masked_lm = tiny_bert()
+    before = snapshot(masked_lm)
+    row = run_trial(masked_lm, MODIFIED, CONFIG).row
+    assert_untouched(masked_lm, before)
+    edit = modify_facts(masked_lm, MODIFIED, CONFIG)
+    accuracy = evaluate(edit.apply_to_copy(masked_lm), MODIFIED)
+    assert row["modified_accuracy"] == accuracy.modified and row["unmodified_accuracy"] == accuracy.unmodified
+    assert row["average_accuracy"] == (accuracy.modified + accuracy.unmodified) / 2
+    assert row.items() >= edit.record["outcome"].items()
+
+
+def test_another_method_is_measured_in_its_own_way():
+    method = Method(lambda model, modified, config: (model + config, {"steps": 3}), lambda edited, modified: f"{edited} on {modified}")
+    trial = run_trial("model", "facts", " edited", method)
+    assert trial.accuracy == "model edited on facts" and trial.outcome == {"steps": 3}
+
+
+# the radius
+
+
+def test_the_best_mean_wins_and_of_radii_that_tie_the_smallest():
+    assert chosen(make_rows((0.1, 0, 90), (0.2, 80, 60), (0.4, 90, 20))) == [0.2]
+    assert chosen(make_rows((0.4, 50, 50), (0.2, 60, 40), (0.1, 40, 40))) == [0.2]
+
+
+def test_no_constraint_and_rows_that_failed_are_never_chosen():
+    rows = make_rows((0.1, 10, 40), (0.2, 99, 99), (math.inf, 100, 100), status=["done", "failed", "done"])
+    assert chosen(rows) == [0.1]
+    assert chosen(rows[1:]) == []
+    assert chosen(make_rows((0.1, math.nan, 40), (0.2, 10, 10))) == [0.2]
+
+
+def test_each_group_chooses_over_the_mean_of_its_seeds():
+    first = make_rows((0.1, 50, 50), (0.1, 70, 50), (0.2, 90, 50), (0.2, 10, 50), seed=[0, 1, 0, 1])
+    rows = pd.concat([first, make_rows((0.1, 0, 0), (0.2, 9, 9), blocks=1)])
+    best = select_radius(rows, ["blocks"])
+    assert best[["blocks", "radius"]].drop_duplicates().to_numpy().tolist() == [[0, 0.1], [1, 0.2]] and len(best) == 3
+
+
+def test_held_out_facts_choose_but_the_reported_row_is_handed_out():
+    reported = make_rows((0.1, 60, 60), (0.2, 80, 80), facts="reported", unmodified_accuracy_heldout=math.nan)
+    heldout = make_rows((0.1, 70, 0), (0.2, 60, 90), facts="heldout", unmodified_accuracy_heldout=[70, 20])
+    rows = pd.concat([reported, heldout])
+    assert chosen(rows) == [0.2] and chosen(rows, on="heldout") == [0.1]
+    assert select_radius(rows, ["blocks"], "heldout")["facts"].tolist() == ["reported"]
+    assert chosen(reported, on="heldout") == []
+
+
+def test_blocks_may_be_chosen_along_with_the_radius():
+    rows = pd.concat([make_rows((0.1, 50, 50), (0.2, 60, 60)), make_rows((0.1, 90, 90), (0.2, 80, 80), blocks=3)]).assign(norm="linf")
+    best = select_radius(rows, ["norm"], also=["blocks"])
+    assert best[["blocks", "radius"]].to_numpy().tolist() == [[3, 0.1]]
+
+
+def test_choosing_on_anything_else_is_refused():
+    with pytest.raises(ValueError, match="'test'"):
+        select_radius(make_rows((0.1, 1, 1)), ["blocks"], "test")
