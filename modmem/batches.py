@@ -67,11 +67,7 @@ class MaskedBatch:
     labels: torch.Tensor  # (K,), the piece that belongs there
 
 # %% ../nbs/1_method/13_batches.ipynb #make-batch
-def make_batch(
-    encoded: Sequence[EncodedEvidence],
-    pad_token_id: int,
-    device: torch.device | str = "cpu",
-) -> MaskedBatch:
+def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int, device: torch.device | str = "cpu") -> MaskedBatch:
     "Pad to the longest sentence and gather the slots."
     lengths = torch.tensor([len(sentence.input_ids) for sentence in encoded])
     longest = int(lengths.max())
@@ -94,11 +90,7 @@ def bucket_by_length(
         yield order[start : start + batch_size]
 
 # %% ../nbs/1_method/13_batches.ipynb #keep-answerable
-def keep_answerable(
-    tokenizer,  # a transformers tokenizer
-    benchmark: Benchmark,
-    max_pieces: int = 20,  # longest answer
-) -> Benchmark:
+def keep_answerable(tokenizer, benchmark: Benchmark, max_pieces: int = 20) -> Benchmark:
     "Leave out the facts whose object the tokenizer cannot say in `max_pieces` known pieces (Appendix A)."
     objects = sorted({fact.object for fact in benchmark.facts})
     pieces = tokenizer(objects, add_special_tokens=False)["input_ids"]

@@ -5,7 +5,7 @@
 # %% ../nbs/1_method/16_blocks.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def select_parameters(
 # %% ../nbs/1_method/16_blocks.ipynb #named-weights
 def named_weights(
     model: Any,  # a MaskedLM, or another model that has its network as `model`
-    names: Sequence[str],  # such as the keys of what `select_parameters` gives
+    names: Iterable[str],  # such as the keys of what `select_parameters` gives
 ) -> list[torch.nn.Parameter]:  # the model's own, in this order
     "Pick weights of a model by name."
     parameters = dict(model.model.named_parameters())

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from .fisher import FisherBall, estimate_fisher
 from .masked_lm import MaskedLM
 from .modification import ModifiedBenchmark
 from .penalties import check_weight, ewc_penalty, kl_penalty
-from .projection import BALLS, LinfBall, check_radius, check_weights
+from .projection import BALLS, LinfBall, check_radius, check_weights, project_linf
 
 # %% auto #0
 __all__ = ['CONSTRAINTS', 'PENALTIES', 'RelativeLinfBall', 'check_norm', 'modify_constrained', 'PenalizedConfig',
@@ -35,34 +34,23 @@ class RelativeLinfBall:
         object.__setattr__(self, "radius", check_radius(self.radius))
 
     def _boxes(self, weights, centers):
-        "Split into one (weights, centers, ball) a tensor; those that may not move have no ball."
+        "List each tensor with its center and its own radius."
         check_weights(weights, centers)
-        if math.isinf(self.radius):
-            return [(weights, centers, LinfBall(math.inf))]
-        radii = [self.radius * center.double().square().mean().sqrt().item() for center in centers]
-        return [([w], [c], LinfBall(radius) if radius else None) for w, c, radius in zip(weights, centers, radii)]
+        scales = [1 if math.isinf(self.radius) else center.double().square().mean().sqrt().item() for center in centers]
+        return [(weight, center, self.radius * scale) for weight, center, scale in zip(weights, centers, scales)]
 
     @torch.no_grad()
-    def project(
-        self,
-        weights: Sequence[torch.Tensor],  # changed in place
-        centers: Sequence[torch.Tensor],  # weights before the edit
-    ) -> None:
-        "Move `weights` to the nearest point of the ball."
-        for some, around, ball in self._boxes(weights, centers):
-            some[0].copy_(around[0]) if ball is None else ball.project(some, around)
+    def project(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> None:
+        "Move `weights`, in place, to the nearest point of the ball around `centers`."
+        for weight, center, radius in self._boxes(weights, centers):
+            weight.copy_(project_linf(weight, center, radius))
 
     @torch.no_grad()
-    def face_share(
-        self,
-        weights: Sequence[torch.Tensor],
-        centers: Sequence[torch.Tensor],
-    ) -> float:  # in 0..1
+    def face_share(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> float:  # in 0..1
         "Measure the share of weights that have used up their radius."
         boxes = self._boxes(weights, centers)
-        shares = [1.0 if ball is None else ball.face_share(some, around) for some, around, ball in boxes]
-        sizes = [sum(weight.numel() for weight in some) for some, _, _ in boxes]
-        return sum(share * size for share, size in zip(shares, sizes)) / sum(sizes)
+        on_face = sum(((weight <= center - radius) | (weight >= center + radius)).sum().item() for weight, center, radius in boxes)
+        return on_face / sum(weight.numel() for weight in weights)
 
 # %% ../nbs/3_editors/02_constraints.ipynb #fisher-constraint
 def _fisher_ball(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: ModificationConfig, kind: str, projection: str):
@@ -85,9 +73,7 @@ CONSTRAINTS: dict[str, Callable] = {  # norm -> its ball, from model, modified b
 }
 
 # %% ../nbs/3_editors/02_constraints.ipynb #modify-constrained
-def check_norm(
-    norm: str,
-) -> None:
+def check_norm(norm: str) -> None:
     "Refuse a norm that no constraint has."
     if norm not in CONSTRAINTS:
         raise ValueError(f"norm must be one of {', '.join(CONSTRAINTS)}, not {norm!r}")

@@ -84,9 +84,8 @@ class Edit:
         found = hash_weights(masked_lm)
         if found != expected:
             raise ValueError(f"this edit can be {verb} the model with hash {expected[:12]}, not {found[:12]}")
-        parameters = dict(masked_lm.model.named_parameters())
-        for name, mask in self.bits.items():
-            parameters[name].copy_(_flip_bits(parameters[name], mask))
+        for weight, mask in zip(named_weights(masked_lm, self.bits), self.bits.values()):
+            weight.copy_(_flip_bits(weight, mask))
 
     def apply_to_copy(self, masked_lm: MaskedLM) -> MaskedLM:
         "Edit a copy, which shares all other weights with the model."
@@ -120,10 +119,8 @@ def _versions() -> dict[str, str]:
 
     import modmem
 
-    return {
-        "modmem": modmem.__version__, "torch": torch.__version__,
-        "transformers": transformers.__version__, "python": platform.python_version(),
-    }
+    versions = {package.__name__: package.__version__ for package in (modmem, torch, transformers)}
+    return {**versions, "python": platform.python_version()}
 
 # %% ../nbs/1_method/20_editor.ipynb #make-edit
 def make_edit(
@@ -156,11 +153,8 @@ def _make_optimizer(weights: list, lr: float, ball: Any, centers: list, penalty:
     return optimizer
 
 # %% ../nbs/1_method/20_editor.ipynb #warn-of-slack
-def warn_of_slack(
-    config: Any,  # with `norm`, `radius` and `finetuning`
-    num_steps: int,  # that were taken
-) -> None:
-    "Warn the caller's caller of a ball that training can hardly reach."
+def warn_of_slack(config: Any, num_steps: int) -> None:
+    "Warn the caller's caller of a ball that so many steps can hardly reach; reads `norm`, `radius` and `finetuning`."
     rate = config.finetuning.learning_rate
     if config.norm == "linf" and rate * num_steps < config.radius < math.inf:
         text = f"{num_steps} steps at learning rate {rate:g} hardly reach the radius {config.radius:g}: it constrains nothing"

@@ -18,18 +18,13 @@ from .modification import ModifiedBenchmark
 __all__ = ['measure_accuracy', 'majority_accuracy', 'EditAccuracy', 'summarize_answers', 'list_questions', 'evaluate']
 
 # %% ../nbs/1_method/15_evaluation.ipynb #measure-accuracy
-def measure_accuracy(
-    masked_lm: MaskedLM,
-    evidence: Sequence[Evidence],
-) -> float:  # percent of the questions answered with every piece right
+def measure_accuracy(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> float:  # percent of the questions answered with every piece right
     "Measure accuracy per question; 'not a number' where there are no questions."
     right = masked_lm.answers(evidence)
     return 100 * sum(right) / len(right) if right else float("nan")
 
 # %% ../nbs/1_method/15_evaluation.ipynb #majority-accuracy
-def majority_accuracy(
-    benchmark: Benchmark,
-) -> float:  # percent of the test questions
+def majority_accuracy(benchmark: Benchmark) -> float:  # percent of the test questions
     "Measure what answering each relation's commonest object scores."
     objects = pd.DataFrame([(question.fact.relation, question.fact.object) for question in benchmark.test], columns=["relation", "object"])
     commonest = objects.groupby("relation")["object"].agg(lambda names: names.value_counts().iloc[0])
@@ -71,9 +66,7 @@ def _restore(modified_benchmark: ModifiedBenchmark) -> list[Evidence]:
     return [replace(question, fact=old[question.fact.id]) for question in modified_benchmark.modified_test]
 
 # %% ../nbs/1_method/15_evaluation.ipynb #list-questions
-def list_questions(
-    modified_benchmark: ModifiedBenchmark,
-) -> pd.DataFrame:  # a row a question: fact_id subject relation text modified expected
+def list_questions(modified_benchmark: ModifiedBenchmark) -> pd.DataFrame:  # a row a question: fact_id subject relation text modified expected
     "List the test questions of an edit: those about modified facts, then the others."
     columns = ["fact_id", "subject", "relation", "text", "modified", "expected"]
     sides = {True: modified_benchmark.modified_test, False: modified_benchmark.unmodified_test}

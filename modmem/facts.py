@@ -85,9 +85,7 @@ class LazySequence(Sequence):
         return self._item(position % self._length)
 
 # %% ../nbs/1_method/10_facts.ipynb #benchmark-statistics
-def benchmark_statistics(
-    benchmark: Benchmark,
-) -> pd.DataFrame:  # a row each for training and test: questions, facts, distinct_questions
+def benchmark_statistics(benchmark: Benchmark) -> pd.DataFrame:  # a row each for training and test: questions, facts, distinct_questions
     "Count questions and the facts they support, as in Table 1."
     rows = {}
     for side, evidence in (("training", benchmark.train), ("test", benchmark.test)):

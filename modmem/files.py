@@ -39,12 +39,8 @@ class DataError(ValueError):
         super().__init__(": ".join([place, *([f"field {field!r}"] if field else []), expected]))
 
 # %% ../nbs/1_method/00_files.ipynb #check-whole
-def check_whole(
-    name: str,  # of the setting, for the error
-    value: Any,
-    least: int = 1,
-) -> None:
-    "Refuse a value that is not a whole number, or is too small."
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    "Refuse a setting, which the error names, that is not a whole number or is too small."
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
 
@@ -189,9 +185,7 @@ def exclusively(
         lock.release()
 
 # %% ../nbs/1_method/00_files.ipynb #hash-file
-def hash_file(
-    path: str | Path,  # any file
-) -> str:  # SHA-256, 64 hexadecimal digits
+def hash_file(path: str | Path) -> str:  # SHA-256, 64 hexadecimal digits
     "Hash a file's bytes."
     with Path(path).open("rb") as content:
         digest = hashlib.sha256()

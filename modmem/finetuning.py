@@ -25,19 +25,14 @@ __all__ = ['slot_loss', 'keyed_generator', 'BatchOrder', 'learning_rate_at', 'tr
            'finetune']
 
 # %% ../nbs/1_method/17_training.ipynb #slot-loss
-def slot_loss(
-    masked_lm: MaskedLM,
-    batch: MaskedBatch,
-) -> torch.Tensor:  # scalar: negative log-likelihood of the hidden pieces, mean over sentences
+def slot_loss(masked_lm: MaskedLM, batch: MaskedBatch) -> torch.Tensor:  # scalar: negative log-likelihood of the hidden pieces, mean over sentences
     "Compute the mean of L(x; theta) over a batch (Eq. 1)."
     total = nn.functional.cross_entropy(masked_lm(batch), batch.labels, reduction="sum")
     return total / len(batch.input_ids)
 
 # %% ../nbs/1_method/17_training.ipynb #generator
-def keyed_generator(
-    *key: int,  # seed, purpose, epoch or step
-) -> torch.Generator:
-    "Make a generator that is a function of its key."
+def keyed_generator(*key: int) -> torch.Generator:
+    "Make a generator that is a function of its key: seed, purpose, epoch or step."
     mixed = 0
     for number in key:
         mixed = (mixed * 0x9E3779B97F4A7C15 + number + 1) % 2**63
@@ -69,9 +64,7 @@ class BatchOrder:
             raise ValueError("there are no sentences to train on")
         self._settings = (lengths, batch_size, pool, seed)
         self._epoch, self._batches = -1, []
-        self.steps_per_epoch = sum(
-            math.ceil(min(batch_size * pool, len(lengths) - start) / batch_size) for start in range(0, len(lengths), batch_size * pool)
-        )
+        self.steps_per_epoch = math.ceil(len(lengths) / batch_size)
 
     def __call__(self, step: int) -> list[int]:
         epoch, place = divmod(step, self.steps_per_epoch)

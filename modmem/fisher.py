@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from .batches import EncodedEvidence
+from .blocks import named_weights
 from .facts import Evidence
+from .finetuning import slot_loss
 from .masked_lm import MaskedLM, copy_with_own, in_mode
-from .pretraining import slot_loss
 from .projection import check_radius, check_weights
 
 # %% auto #0
@@ -73,12 +74,11 @@ def estimate_fisher(
         raise ValueError("the Fisher information needs evidence of unmodified facts, and there is none")
     chosen = Random(f"fisher {seed}").sample(range(len(evidence)), min(num_examples, len(evidence)))
     copied = copy_with_own(masked_lm, names)
-    parameters = dict(copied.model.named_parameters())
     with in_mode(copied.model, training=False):
         losses = _losses(copied, copied.encode([evidence[position] for position in chosen]), kind, seed)
-        fisher = mean_squared_gradient(losses, [parameters[name] for name in names])
-    mean = sum(one.double().sum().item() for one in fisher) / sum(one.numel() for one in fisher)
-    return [one + damping * mean for one in fisher]
+        fisher = mean_squared_gradient(losses, named_weights(copied, names))
+    mean = sum(diagonal.double().sum().item() for diagonal in fisher) / sum(diagonal.numel() for diagonal in fisher)
+    return [diagonal + damping * mean for diagonal in fisher]
 
 # %% ../nbs/3_editors/00_fisher.ipynb #solve-multiplier
 _PRECISION = 1e-12  # of the squared radius
@@ -103,14 +103,10 @@ def solve_multiplier(
     return multiplier, _MOST_STEPS
 
 # %% ../nbs/3_editors/00_fisher.ipynb #project-fisher
-def fisher_norm(
-    weights: Sequence[torch.Tensor],
-    centers: Sequence[torch.Tensor],
-    fisher: Sequence[torch.Tensor],
-) -> float:
+def fisher_norm(weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor], fisher: Sequence[torch.Tensor]) -> float:
     "Measure a change in the Fisher metric, in float64."
     triples = zip(weights, centers, fisher)
-    return math.sqrt(sum(((weight.double() - center.double()).square() * one.double()).sum().item() for weight, center, one in triples))
+    return math.sqrt(sum(((weight.double() - center.double()).square() * diagonal.double()).sum().item() for weight, center, diagonal in triples))
 
 
 def project_fisher(
@@ -126,12 +122,11 @@ def project_fisher(
         return list(weights)
     if projection == "radial":
         return [torch.lerp(center.double(), weight.double(), radius / norm).to(weight.dtype) for weight, center in zip(weights, centers)]
-    changes = [weight.double() - center.double() for weight, center in zip(weights, centers)]
-    flat, metric = torch.cat([one.flatten() for one in changes]), torch.cat([one.double().flatten() for one in fisher])
-    multiplier, _ = solve_multiplier(flat, metric, radius)
+    changes, metric = [weight.double() - center.double() for weight, center in zip(weights, centers)], [diagonal.double() for diagonal in fisher]
+    multiplier, _ = solve_multiplier(*(torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (changes, metric)), radius)
     return [
-        (center.double() + change / (1 + multiplier * one.double())).to(center.dtype)
-        for change, center, one in zip(changes, centers, fisher)
+        (center.double() + change / (1 + multiplier * diagonal)).to(center.dtype)
+        for change, center, diagonal in zip(changes, centers, metric)
     ]
 
 # %% ../nbs/3_editors/00_fisher.ipynb #fisher-ball
@@ -149,28 +144,20 @@ class FisherBall:
         object.__setattr__(self, "radius", check_radius(self.radius))
         if self.projection not in ("radial", "newton"):
             raise ValueError(f"projection must be 'radial' or 'newton', not {self.projection!r}")
-        for position, one in enumerate(self.fisher):
-            if not bool((one > 0).all() and one.isfinite().all()):
+        for position, diagonal in enumerate(self.fisher):
+            if not bool((diagonal > 0).all() and diagonal.isfinite().all()):
                 raise ValueError(f"tensor {position}: the Fisher information must be finite and above 0; use damping")
 
     @torch.no_grad()
-    def project(
-        self,
-        weights: Sequence[torch.Tensor],  # changed in place
-        centers: Sequence[torch.Tensor],  # weights before the edit
-    ) -> None:
-        "Move `weights` to the nearest point of the ball."
+    def project(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> None:
+        "Move `weights`, in place, to the nearest point of the ball around `centers`."
         check_weights(weights, centers)
         check_weights(weights, self.fisher)
         for weight, projected in zip(weights, project_fisher(weights, centers, self.fisher, self.radius, self.projection)):
             weight.copy_(projected)
 
     @torch.no_grad()
-    def face_share(
-        self,
-        weights: Sequence[torch.Tensor],
-        centers: Sequence[torch.Tensor],
-    ) -> float:  # 0 or 1
+    def face_share(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> float:  # 0 or 1
         "Tell whether the radius has been used up."
         check_weights(weights, centers)
         return float(fisher_norm(weights, centers, self.fisher) >= _REACHED * self.radius)

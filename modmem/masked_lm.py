@@ -238,9 +238,7 @@ def save_masked_lm(
         masked_lm.tokenizer.save_pretrained(temporary)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #hash-weights
-def hash_weights(
-    masked_lm: MaskedLM,
-) -> str:  # SHA-256 over the names, shapes and bits of all parameters
+def hash_weights(masked_lm: MaskedLM) -> str:  # SHA-256 over the names, shapes and bits of all parameters
     "Identify a model by its weights."
     digest = hashlib.sha256()
     for name, parameter in sorted(masked_lm.model.named_parameters()):

@@ -48,12 +48,8 @@ def _sort_facts(benchmark: Benchmark) -> tuple[list[Fact], dict[str, int]]:
     return eligible, skipped
 
 # %% ../nbs/1_method/12_modification.ipynb #draw-new-object
-def draw_new_object(
-    fact: Fact,
-    frequency: Counter,  # object -> weight, for the objects of the fact's relation
-    seed: int,
-) -> str:
-    "Draw another object for a fact by frequency; never the old one."
+def draw_new_object(fact: Fact, frequency: Counter, seed: int) -> str:
+    "Draw another object for a fact by the frequency of its relation's objects; never the old one."
     others = sorted(name for name, weight in frequency.items() if name.casefold() != fact.object.casefold() and weight > 0)
     if not others:
         raise ValueError(f"the relation {fact.relation!r} has no other object than {fact.object!r}")

@@ -21,10 +21,8 @@ from .masked_lm import MaskedLM, copy_with_own, in_mode
 __all__ = ['check_weight', 'ewc_penalty', 'kl_penalty']
 
 # %% ../nbs/3_editors/01_penalties.ipynb #check-penalty
-def check_weight(
-    weight: Real,  # lambda, as the user gave it
-) -> None:
-    "Refuse a weight of a penalty that is not a finite number above zero."
+def check_weight(weight: Real) -> None:
+    "Refuse a weight of a penalty, lambda, that is not a finite number above zero."
     if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 < weight < math.inf:
         raise ValueError(f"the weight of a penalty must be a number above 0, not {weight!r}")
 
@@ -39,8 +37,8 @@ def ewc_penalty(
 
     @torch.no_grad()
     def add_gradient(weights: Sequence[torch.Tensor]) -> None:
-        for one, center, importance in zip(weights, centers, fisher, strict=True):
-            one.grad.add_(importance * (one - center), alpha=weight)
+        for trained, center, importance in zip(weights, centers, fisher, strict=True):
+            trained.grad.add_(importance * (trained - center), alpha=weight)
 
     return add_gradient
 
@@ -68,7 +66,7 @@ def kl_penalty(
     chosen = Random(f"prompts {seed}").sample(range(len(prompts)), min(num_prompts, len(prompts)))
     encoded = masked_lm.encode([prompts[position] for position in chosen])
     twin, step = copy_with_own(masked_lm, []), -1
-    buckets = bucket_by_length([len(one.input_ids) for one in encoded], batch_size)
+    buckets = bucket_by_length([len(prompt.input_ids) for prompt in encoded], batch_size)
     batches = [twin.batch([encoded[position] for position in bucket]) for bucket in buckets]
     with torch.no_grad():
         before = [twin(batch).log_softmax(-1) for batch in batches]

@@ -19,9 +19,7 @@ __all__ = ['BALLS', 'check_radius', 'project_linf', 'check_weights', 'LinfBall',
            'make_ball']
 
 # %% ../nbs/1_method/18_projection.ipynb #check-radius
-def check_radius(
-    radius: Real,  # as the user gave it
-) -> float:  # above 0, perhaps inf
+def check_radius(radius: Real) -> float:  # above 0, perhaps inf
     "Refuse a radius that is not a number above zero."
     value = float(radius) if isinstance(radius, Real) and not isinstance(radius, bool) else math.nan
     if not value > 0:
@@ -75,11 +73,7 @@ class LinfBall:
             weight.copy_(project_linf(weight, center, self.radius))
 
     @torch.no_grad()
-    def face_share(
-        self,
-        weights: Sequence[torch.Tensor],
-        centers: Sequence[torch.Tensor],
-    ) -> float:  # in 0..1
+    def face_share(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> float:  # in 0..1
         "Measure the share of weights that have used up their radius."
         check_weights(weights, centers)
         on_face = [
@@ -89,6 +83,9 @@ class LinfBall:
         return sum(on_face) / sum(weight.numel() for weight in weights)
 
 # %% ../nbs/1_method/18_projection.ipynb #project-l2
+_REACHED = 0.999  # of an L2 radius: rounding can leave a projected point just inside
+
+
 def _l2_distance(weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> float:
     "Measure the L2 norm of the change over all tensors together, in float64."
     pairs = zip(weights, centers)
@@ -110,9 +107,6 @@ def project_l2(
     ]
 
 # %% ../nbs/1_method/18_projection.ipynb #l2-ball
-_REACHED = 0.999  # of an L2 radius: rounding can leave a projected point just inside
-
-
 @dataclass(frozen=True)
 class L2Ball:
     "Weights whose change has an L2 norm of at most `radius` (Eq. 8)."
@@ -129,8 +123,8 @@ class L2Ball:
         check_weights(weights, centers)
         if self.scope == "joint":
             return [(weights, centers, self.radius)]
-        sizes = [weight.numel() if self.scope == "tensor_rms" else 1 for weight in weights]
-        return [([w], [c], self.radius * math.sqrt(size)) for w, c, size in zip(weights, centers, sizes)]
+        scales = [math.sqrt(weight.numel()) if self.scope == "tensor_rms" else 1 for weight in weights]
+        return [([weight], [center], self.radius * scale) for weight, center, scale in zip(weights, centers, scales)]
 
     @torch.no_grad()
     def project(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> None:
@@ -142,12 +136,9 @@ class L2Ball:
     @torch.no_grad()
     def face_share(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> float:
         "Measure the share of weights, in 0..1, whose ball has used up its radius."
-        reached = [
-            sum(weight.numel() for weight in some)
-            for some, around, radius in self._balls(weights, centers)
-            if _l2_distance(some, around) >= _REACHED * radius
-        ]
-        return sum(reached) / sum(weight.numel() for weight in weights)
+        balls = self._balls(weights, centers)
+        reached = [some for some, around, radius in balls if _l2_distance(some, around) >= _REACHED * radius]
+        return sum(weight.numel() for some in reached for weight in some) / sum(weight.numel() for weight in weights)
 
 # %% ../nbs/1_method/18_projection.ipynb #describe-change
 @torch.no_grad()
@@ -170,11 +161,8 @@ BALLS: dict[str, Callable] = {
 }
 
 
-def make_ball(
-    norm: str,  # a key of `BALLS`
-    radius: float,  # above 0, inf for no constraint
-):  # a ball: `project(weights, centers)`, `face_share(weights, centers)`, `radius`
-    "Make the ball that `norm` names."
+def make_ball(norm: str, radius: float) -> Any:  # a ball: `project(weights, centers)`, `face_share(weights, centers)`, `radius`
+    "Make the ball that a key of `BALLS` names."
     if norm not in BALLS:
         raise ValueError(f"norm must be one of {', '.join(BALLS)}, not {norm!r}")
     return BALLS[norm](radius)

@@ -220,11 +220,8 @@ def make_pretraining(
     return LazySequence(num_sentences, sentence)
 
 # %% ../nbs/1_method/11_world.ipynb #make-chains
-def make_chains(
-    num_subjects: int = 512,  # subjects of F, as in `make_world`
-    seed: int = 0,
-) -> Sequence[tuple[Fact, Fact, Fact]]:  # subject -> employer -> town -> country; lazy
-    "Make the chains employer, town, country of the benchmark's subjects."
+def make_chains(num_subjects: int = 512, seed: int = 0) -> Sequence[tuple[Fact, Fact, Fact]]:  # subject -> employer -> town -> country; lazy
+    "Make the chains employer, town, country of the subjects of `make_world`."
     facts, which = make_world(num_subjects, seed).facts, list(OBJECTS).index("employer")
 
     def chain(number: int) -> tuple[Fact, Fact, Fact]:

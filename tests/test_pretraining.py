@@ -11,7 +11,7 @@ from tiny_models import TINY, WORLD, ask, assert_untouched, same_bits, same_weig
 from modmem.facts import MASK
 from modmem.files import DataError
 from modmem.batches import EncodedEvidence
-from modmem.masked_lm import MaskedLM, copy_with_own
+from modmem.masked_lm import MaskedLM
 from modmem.pretraining import PretrainingConfig, _encode_sentences, _mask_pieces, pretrain, reinitialize
 
 TEXT = [one.text.replace(MASK, one.fact.object) for one in WORLD.train[:60]]
