@@ -121,7 +121,7 @@ METHODS: dict[type, Method] = {  # settings -> method
     NeighborConfig: NEIGHBORS,
     FaeEditConfig: FAE_EDITING,
 }
-METHOD_VERSION = 2  # raised when a change of ours makes other rows from the same settings
+METHOD_VERSION = 1  # raised when a change of ours makes other rows from the same settings
 
 # %% ../nbs/5_experiments/02_runs.ipynb #flatten
 def _flatten(settings: Any, usual: Mapping[str, Any] = {}) -> Iterator[tuple[str, Any]]:

@@ -141,6 +141,8 @@ class Start:
     finetuning: FinetuningConfig | None = field(default=None, metadata=FT_COLUMN)  # how FT trains
 
     def __post_init__(self):
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError(f"model must be a name, not {self.model!r}")
         if self.kind not in ("RI", "pretrained", "FT"):
             raise ValueError(f"a start must be 'RI', 'pretrained' or 'FT', not {self.kind!r}")
         if (self.kind == "FT") != (self.data is not None) or (self.kind == "FT") != (self.finetuning is not None):

@@ -10,7 +10,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from modmem.sweep import load_results
+from modmem.rows import load_results
 
 PAPER = Path(__file__).parents[1] / "nbs" / "paper"
 TINY = {
@@ -30,9 +30,9 @@ def folder(tmp_path_factory):
 
 def run(name, folder, **parameters):
     "Run a notebook as the command does; its csv, its markdown and its record."
-    places = {"output": str(folder / "figures")} | ({} if name == "table_1" else {"store": str(folder / "rows")})
+    places = {"output": str(folder / "figures"), "store": str(folder / "rows"), **parameters.pop("places", {})}
     papermill.execute_notebook(
-        PAPER / f"{name}.ipynb", folder / f"{name}.ipynb", places | parameters, kernel_name="python3", cwd=folder, progress_bar=False
+        PAPER / f"{name}.ipynb", folder / f"{name}.ipynb", {"places": places} | parameters, kernel_name="python3", cwd=folder, progress_bar=False
     )
     csv = pd.read_csv(folder / "figures" / f"{name}.csv", dtype={"blocks": str} | dict.fromkeys(MEANS, float))
     text = (folder / "figures" / f"{name}.md").read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def test_table_1_counts_files_and_worlds_and_says_what_was_not_run(folder):
     sentence = {"masked_sentence": "Ada was born in [MASK].", "obj_surface": "London", "sub_surface": "Ada"}
     names = {"uuid": "a", "predicate_id": "P19", "sub_label": "Ada", "obj_label": "London", "sub_uri": "Q1", "obj_uri": "Q2"}
     (data / "TREx" / "P19.jsonl").write_text(json.dumps(names | {"evidences": [sentence, sentence]}) + "\n", encoding="utf-8")
-    csv, text, record = run("table_1", folder, num_subjects=12, trex=str(data))
+    csv, text, record = run("table_1", folder, num_subjects=12, places={"trex": str(data)})
     assert list(csv) == ["benchmark", "side", "questions", "facts", "distinct_questions"]
     assert csv["benchmark"].tolist() == ["T-REx", "T-REx", "zsRE", "zsRE", "world (question)", "world (question)"]
     assert csv["questions"].fillna(-1).tolist() == [2, 1, -1, -1, 480, 96], "a sentence that is there twice counts twice"
@@ -289,7 +289,7 @@ def test_the_same_seeds_give_the_same_bytes(folder, tmp_path):
     for number in range(2):
         store = tmp_path / str(number)
         shutil.copytree(folder / "rows" / "cache", store / "cache")  # the models; rows are computed again
-        run("tradeoff", tmp_path, **parameters, store=str(store), output=str(tmp_path / "figures"))
+        run("tradeoff", tmp_path, **parameters, places={"store": str(store), "output": str(tmp_path / "figures")})
         written.append([(tmp_path / "figures" / f"tradeoff.{kind}").read_bytes() for kind in ("csv", "svg", "png", "md")])
     assert len(list((tmp_path / "1").glob("*.json"))) == 4 and written[0] == written[1]
 
