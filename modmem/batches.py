@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,9 +39,9 @@ def encode_evidence(
     "Tokenize evidence; the slot becomes as many mask tokens as the object has pieces."
     if not evidence:
         return []
-    objects = [one.fact.object for one in evidence]
+    objects = [sentence.fact.object for sentence in evidence]
     pieces = dict(zip(set(objects), tokenizer(list(set(objects)), add_special_tokens=False)["input_ids"]))
-    sides = [side.strip() for one in evidence for side in one.text.split(MASK)]
+    sides = [side.strip() for sentence in evidence for side in sentence.text.split(MASK)]
     tokens = tokenizer(sides, add_special_tokens=False, verbose=False)["input_ids"]
     encoded = []
     for label, before, after in zip(objects, tokens[0::2], tokens[1::2]):
@@ -66,24 +66,24 @@ class MaskedBatch:
     columns: torch.Tensor  # (K,), the position of each slot
     labels: torch.Tensor  # (K,), the piece that belongs there
 
-
+# %% ../nbs/1_method/13_batches.ipynb #make-batch
 def make_batch(
     encoded: Sequence[EncodedEvidence],
     pad_token_id: int,
     device: torch.device | str = "cpu",
 ) -> MaskedBatch:
     "Pad to the longest sentence and gather the slots."
-    lengths = torch.tensor([len(one.input_ids) for one in encoded])
+    lengths = torch.tensor([len(sentence.input_ids) for sentence in encoded])
     longest = int(lengths.max())
-    ids = torch.tensor([one.input_ids + [pad_token_id] * (longest - len(one.input_ids)) for one in encoded])
+    ids = torch.tensor([sentence.input_ids + [pad_token_id] * (longest - len(sentence.input_ids)) for sentence in encoded])
     present = torch.arange(longest)[None, :] < lengths[:, None]
     mask = None if bool(present.all()) else present[:, None, None, :].to(device)
-    rows = torch.tensor([row for row, one in enumerate(encoded) for _ in one.slots])
-    columns = torch.tensor([slot for one in encoded for slot in one.slots])
-    labels = torch.tensor([label for one in encoded for label in one.labels])
+    rows = torch.tensor([row for row, sentence in enumerate(encoded) for _ in sentence.slots])
+    columns = torch.tensor([slot for sentence in encoded for slot in sentence.slots])
+    labels = torch.tensor([label for sentence in encoded for label in sentence.labels])
     return MaskedBatch(ids.to(device), mask, rows.to(device), columns.to(device), labels.to(device))
 
-
+# %% ../nbs/1_method/13_batches.ipynb #bucket-by-length
 def bucket_by_length(
     lengths: Sequence[int],  # tokens of each sentence
     batch_size: int,
@@ -106,10 +106,9 @@ def keep_answerable(
     good = {label for label, ids in zip(objects, pieces) if 0 < len(ids) <= max_pieces and unknown not in ids}
     if len(good) == len(objects):
         return benchmark
-    return Benchmark(
-        tuple(fact for fact in benchmark.facts if fact.object in good),
-        tuple(one for one in benchmark.train if one.fact.object in good),
-        tuple(one for one in benchmark.test if one.fact.object in good),
-        benchmark.name,
-        benchmark.drawn_from,
+    return replace(
+        benchmark,
+        facts=tuple(fact for fact in benchmark.facts if fact.object in good),
+        train=tuple(sentence for sentence in benchmark.train if sentence.fact.object in good),
+        test=tuple(question for question in benchmark.test if question.fact.object in good),
     )

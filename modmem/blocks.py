@@ -6,42 +6,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from .masked_lm import MaskedLM
 
 # %% auto #0
-__all__ = ['select_parameters']
+__all__ = ['check_blocks', 'select_parameters', 'named_weights']
+
+# %% ../nbs/1_method/16_blocks.ipynb #check-blocks
+def check_blocks(
+    blocks: int | Sequence[int] | str,  # an index from 0, a list of indices, or "all"
+) -> int | tuple[int, ...] | str:  # the same, a list as a tuple
+    "Refuse what names no blocks of any model."
+    chosen = [blocks] if isinstance(blocks, int) else blocks
+    if chosen != "all" and (isinstance(chosen, (str, bytes)) or not isinstance(chosen, Sequence) or not chosen):
+        raise ValueError(f"blocks must be 'all', an index or a list of indices, not {blocks!r}")
+    for index in chosen if chosen != "all" else ():
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise ValueError(f"blocks must be indices from 0, not {index!r}")
+    if chosen != "all" and len(set(chosen)) < len(chosen):
+        raise ValueError(f"blocks must be different ones, not {blocks!r}")
+    return blocks if isinstance(blocks, (int, str)) else tuple(blocks)
 
 # %% ../nbs/1_method/16_blocks.ipynb #select-parameters
-def _indices(blocks: int | Sequence[int] | str, num_blocks: int) -> list[int]:
-    "The blocks that are meant, checked."
-    if isinstance(blocks, str) and blocks == "all":
-        return list(range(num_blocks))
-    chosen = [blocks] if isinstance(blocks, int) else blocks
-    if isinstance(chosen, (str, bytes)) or not isinstance(chosen, Sequence) or not chosen:
-        raise ValueError(f"blocks must be 'all', an index or a list of indices, not {blocks!r}")
-    for index in chosen:
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_blocks:
-            raise ValueError(f"expected block indices from 0 to {num_blocks - 1}, not {index!r}")
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"a block is named twice in {list(chosen)!r}")
-    return sorted(chosen)
-
-
 def select_parameters(
     masked_lm: MaskedLM,
     blocks: int | Sequence[int] | str,  # an index from 0, a list of indices, or "all"
 ) -> dict[str, torch.nn.Parameter]:  # name -> parameter, each once, without the key biases
     "Select the weights of Transformer blocks; never embeddings or head (Section 3.3)."
     modules = masked_lm.blocks
-    indices = _indices(blocks, len(modules))
+    chosen = check_blocks(blocks)
+    indices = range(len(modules)) if chosen == "all" else [chosen] if isinstance(chosen, int) else chosen
+    if (largest := max(indices)) >= len(modules):
+        raise ValueError(f"expected block indices from 0 to {len(modules) - 1}, not {largest!r}")
     if len({id(module) for module in modules}) < len(modules) and len(indices) < len(modules):
         raise ValueError(f"this model shares its weights between blocks, so blocks must be 'all', not {blocks!r}")
-    chosen = {id(parameter) for index in indices for parameter in modules[index].parameters()}
+    wanted = {id(parameter) for index in indices for parameter in modules[index].parameters()}
     return {
         name: parameter
         for name, parameter in masked_lm.model.named_parameters()
-        if id(parameter) in chosen and not name.endswith(".key.bias")
+        if id(parameter) in wanted and not name.endswith(".key.bias")
     }
+
+# %% ../nbs/1_method/16_blocks.ipynb #named-weights
+def named_weights(
+    model: Any,  # a MaskedLM, or another model that has its network as `model`
+    names: Sequence[str],  # such as the keys of what `select_parameters` gives
+) -> list[torch.nn.Parameter]:  # the model's own, in this order
+    "Pick weights of a model by name."
+    parameters = dict(model.model.named_parameters())
+    return [parameters[name] for name in names]

@@ -16,21 +16,34 @@ from typing import Any
 
 import torch
 
-from .blocks import select_parameters
+from .blocks import check_blocks, named_weights, select_parameters
 from .files import load_record, save_record
 from .finetuning import FinetuningConfig, finetune
-from .masked_lm import MaskedLM, copy_with_own, hash_weights, named_weights
+from .masked_lm import MaskedLM, copy_with_own, hash_weights
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
 from .projection import check_radius, describe_change, make_ball
 
 # %% auto #0
-__all__ = ['PAPER_TRAINING', 'ModificationConfig', 'Edit', 'make_edit', 'warn_of_slack', 'modify_facts']
+__all__ = ['PAPER_TRAINING', 'choose_training', 'ModificationConfig', 'Edit', 'make_edit', 'warn_of_slack', 'modify_facts']
+
+# %% ../nbs/1_method/20_editor.ipynb #choose-training
+PAPER_TRAINING = FinetuningConfig(epochs=10, warmup=0.0, schedule="constant")  # Appendix B
+
+
+def choose_training(
+    finetuning: FinetuningConfig | Mapping = PAPER_TRAINING,  # a mapping as an edit's record has it
+    **settings,  # of it, by name: `steps=80`, `learning_rate=0.003`; neither `steps` nor `epochs`: 10 epochs
+) -> FinetuningConfig:
+    "Choose how an edit is trained."
+    training = FinetuningConfig(**finetuning) if isinstance(finetuning, Mapping) else finetuning
+    if {"steps", "epochs"} & settings.keys():  # one length takes the other's place
+        settings = {"steps": None, "epochs": None} | settings
+        if settings["steps"] is settings["epochs"] is None:
+            settings["epochs"] = PAPER_TRAINING.epochs
+    return replace(training, **settings)
 
 # %% ../nbs/1_method/20_editor.ipynb #modification-config
-PAPER_TRAINING = FinetuningConfig(epochs=10, warmup=0.0, schedule="constant")
-
-
 @dataclass(frozen=True, init=False)
 class ModificationConfig:
     "Settings of an edit (Eq. 3): where, how far, in which norm, and how trained."
@@ -40,14 +53,10 @@ class ModificationConfig:
     finetuning: FinetuningConfig  # how trained
 
     def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, **settings):
-        "Settings of `finetuning` can be given by name: `steps=80`, `learning_rate=0.003`; neither `steps` nor `epochs`: 10 epochs."
-        training = FinetuningConfig(**finetuning) if isinstance(finetuning, Mapping) else finetuning  # a record has a mapping
-        if {"steps", "epochs"} & settings.keys():  # one length takes the other's place
-            settings = {"steps": None, "epochs": None} | settings
-            if settings["steps"] is settings["epochs"] is None:
-                settings["epochs"] = PAPER_TRAINING.epochs
-        values = (tuple(blocks) if isinstance(blocks, list) else blocks, norm, check_radius(radius), replace(training, **settings))
-        for name, value in zip(("blocks", "norm", "radius", "finetuning"), values):
+        "Settings of `finetuning` can be given by name (`choose_training`)."
+        blocks = check_blocks(blocks)
+        values = {"blocks": blocks, "norm": norm, "radius": check_radius(radius), "finetuning": choose_training(finetuning, **settings)}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
 # %% ../nbs/1_method/20_editor.ipynb #flip-bits

@@ -91,7 +91,7 @@ def benchmark_statistics(
     "Count questions and the facts they support, as in Table 1."
     rows = {}
     for side, evidence in (("training", benchmark.train), ("test", benchmark.test)):
-        counts = Counter((one.fact.id, one.text) for one in evidence)
+        counts = Counter((sentence.fact.id, sentence.text) for sentence in evidence)
         rows[f"{benchmark.name} ({side})"] = {
             "questions": counts.total(),
             "facts": len({fact_id for fact_id, _ in counts}),

@@ -5,14 +5,10 @@
 # %% ../nbs/4_memories/04_fae_editing.ipynb #imports
 from __future__ import annotations
 
-import math
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
-import torch
-
-from .editor import Edit, make_record
+from .editor import PAPER_TRAINING, Edit, choose_training, make_edit, warn_of_slack
 from .evaluation import EditAccuracy
 from .fact_memory import SymbolicEdit, relink_facts
 from .fae import FactsAsExperts, copy_fae, select_group
@@ -21,39 +17,35 @@ from .finetuning import FinetuningConfig
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
 from .projection import describe_change, make_ball
+from .trials import Method
 
 # %% auto #0
-__all__ = ['FaeEditConfig', 'FaeEdit', 'modify_fae', 'resolve_conflicts', 'describe_answers', 'run_fae_trial']
+__all__ = ['FAE_EDITING', 'FaeEditConfig', 'FaeEdit', 'modify_fae', 'resolve_conflicts', 'describe_answers']
 
 # %% ../nbs/4_memories/04_fae_editing.ipynb #config
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class FaeEditConfig:
     "Settings of an edit of FaE: symbols, and weights inside a ball."
     group: str  # "none", "AWT", "middle+AWT", "last+AWT" or "all"
-    tables: bool = False  # E and R are trained as well
-    symbolic: bool = True  # the memory is rewritten first
-    absent: str = "refuse"  # facts without a key: "refuse", "skip" or "insert"
-    norm: str = "linf"
-    radius: float = None  # delta; has to be given unless the group is "none"
-    learning_rate: float = 1e-3
-    steps: int | None = None  # optimizer steps; or
-    epochs: float | None = None  # passes over D_M; the paper's 10 if neither is given
-    batch_size: int = 128
-    null_rate: float = 0.0  # share of the training sentences that must do without their fact
-    seed: int = 0
+    norm: str | None  # of the ball; this and the next four are None if nothing is trained
+    radius: float | None  # delta; has to be given if anything is
+    finetuning: FinetuningConfig | None  # how trained
+    tables: bool | None  # E and R are trained as well
+    null_rate: float | None  # share of the training sentences that must do without their fact
+    symbolic: bool  # the memory is rewritten first
+    absent: str | None  # facts without a key: "refuse", "skip" or "insert"; None: no symbolic edit
 
-    def __post_init__(self):
-        if self.group != "none":
-            object.__setattr__(self, "radius", make_ball(self.norm, self.radius).radius)
-        self.finetuning  # checks its settings
-
-    @property
-    def finetuning(self) -> FinetuningConfig:
-        "The settings of the training loop."
-        epochs = 10 if self.steps is None and self.epochs is None else self.epochs
-        return FinetuningConfig(
-            self.learning_rate, self.batch_size, epochs, self.steps, warmup=0.0, schedule="constant", seed=self.seed
-        )
+    def __init__(
+        self, group, norm="linf", radius=None, finetuning=None, tables=False, null_rate=0.0, symbolic=True, absent="refuse", **settings
+    ):
+        "Settings of `finetuning` can be given by name (`choose_training`)."
+        if group not in ("none", "AWT", "middle+AWT", "last+AWT", "all"):
+            raise ValueError(f"group must be one of none, AWT, middle+AWT, last+AWT, all, not {group!r}")
+        finetuning, training = choose_training(finetuning or PAPER_TRAINING, **settings), (None,) * 5
+        if group != "none":
+            training = (norm, make_ball(norm, radius).radius, finetuning, tables, null_rate)
+        for field, value in zip(fields(self), (group, *training, symbolic, absent if symbolic else None)):
+            object.__setattr__(self, field.name, value)
 
 # %% ../nbs/4_memories/04_fae_editing.ipynb #fae-edit
 @dataclass(frozen=True)
@@ -75,6 +67,12 @@ class FaeEdit:
     def undo(self, fae: FactsAsExperts) -> None:
         "Take the edit back: weights and memory to the bit; all of it or nothing."
         self._both(fae, "undo")
+
+    def apply_to_copy(self, fae: FactsAsExperts) -> FactsAsExperts:
+        "Edit a copy, which shares all other weights with the model."
+        edited = copy_fae(fae, [] if self.weights is None else list(self.weights.bits))
+        self.apply(edited)
+        return edited
 
     def _both(self, fae: FactsAsExperts, verb: str) -> None:
         memory = fae.memory
@@ -100,19 +98,15 @@ def modify_fae(
     base = {name: weight.detach() for name, weight in select_group(start, config.group, config.tables).items()}
     if not base:
         return FaeEdit(symbols, None)
-    ball, around = make_ball(config.norm, config.radius), list(base.values())
+    ball, centers = make_ball(config.norm, config.radius), list(base.values())
     edited, losses = finetune_fae(
         start, modified_benchmark.modified_train, config.finetuning, config.null_rate, ("answer", "fact"),
-        parameters=list(base), make_optimizer=partial(ProjectedAdam, ball=ball, centers=around),
+        parameters=list(base), make_optimizer=partial(ProjectedAdam, ball=ball, centers=centers),
     )
-    if math.isfinite(config.radius) and config.learning_rate * len(losses) < config.radius and config.norm == "linf":
-        text = f"{len(losses)} steps at learning rate {config.learning_rate:g} hardly reach the radius {config.radius:g}"
-        warnings.warn(f"{text}: it constrains nothing", stacklevel=2)
-    weights = dict(edited.model.named_parameters())
-    change = describe_change([weights[name] for name in base], around, ball)
-    bits = {name: before.view(torch.int32).cpu() ^ weights[name].detach().view(torch.int32).cpu() for name, before in base.items()}
-    outcome = {"steps": len(losses), "final_loss": losses[-1], "num_weights": sum(mask.numel() for mask in bits.values()), **change}
-    return FaeEdit(symbols, Edit(bits, make_record(start, edited, config, outcome, modified_benchmark)))
+    warn_of_slack(config, len(losses))
+    change = describe_change(list(select_group(edited, config.group, config.tables).values()), centers, ball)
+    outcome = {"steps": len(losses), "final_loss": losses[-1], **change}
+    return FaeEdit(symbols, make_edit(start, edited, list(base), config, outcome, modified_benchmark))
 
 # %% ../nbs/4_memories/04_fae_editing.ipynb #resolve-conflict
 def resolve_conflicts(
@@ -142,23 +136,10 @@ def describe_answers(
     return row
 
 
-def run_fae_trial(
-    fae: FactsAsExperts,  # after FT; stays as it is
-    modified_benchmark: ModifiedBenchmark,
-    config: FaeEditConfig,
-) -> dict:  # settings, accuracies in percent, where the answers came from, outcome of the edit
-    "Edit FaE and measure the edit."
+def _edit_copy(fae: FactsAsExperts, modified_benchmark: ModifiedBenchmark, config: FaeEditConfig) -> tuple[FactsAsExperts, dict]:
+    "FaE's symbols, and FTM of a group of its weights (Table 5)."
     edit = modify_fae(fae, modified_benchmark, config)
-    edited = copy_fae(fae, [] if edit.weights is None else list(edit.weights.bits))
-    edit.apply(edited)
-    accuracy = evaluate_fae(edited, modified_benchmark)
-    settings = {name: getattr(config, name) for name in ("group", "tables", "symbolic", "norm", "radius", "learning_rate", "null_rate", "seed")}
-    return {
-        **settings,
-        "num_modified": len(modified_benchmark.modified_facts),
-        "modified_accuracy": accuracy.modified,
-        "unmodified_accuracy": accuracy.unmodified,
-        "average_accuracy": accuracy.average,
-        **describe_answers(accuracy),
-        **edit.outcome,
-    }
+    return edit.apply_to_copy(fae), edit.outcome
+
+
+FAE_EDITING = Method("FaE", _edit_copy, evaluate_fae, lambda accuracy, before, modified: describe_answers(accuracy))

@@ -10,8 +10,9 @@ from functools import lru_cache
 
 from .fae import FactsAsExperts
 from .fae_training import FaeRecipe, load_fae, save_fae, train_fae
+from .files import exclusively
 from .masked_lm import MaskedLM, hash_weights
-from .starts import Data, Places, Start, exclusively, find_start, hash_settings, load_benchmark, load_pretrained
+from .starts import Data, Places, Start, find_start, hash_settings, load_benchmark, load_pretrained
 
 # %% auto #0
 __all__ = ['FaeStart', 'find_fae', 'find_model']
@@ -25,7 +26,7 @@ class FaeStart:
     "A FaE after FT, by recipe (Section 4.6)."
     model: str = "base"  # the encoder: one of `RECIPES`, one of `places.models`, or a name on the hub
     data: Data = field(default=Data(), metadata={"column": None})  # what FT trains on
-    recipe: FaeRecipe = field(default=FaeRecipe(), metadata={"prefix": "fae_", "default": FaeRecipe()})  # how FaE is made and trained
+    recipe: FaeRecipe = field(default=FaeRecipe(), metadata={"prefix": "fae_", "usual": asdict(FaeRecipe())})  # how FaE is made and trained
     kind: str = field(default="FT", init=False, metadata={"column": "start"})  # there is no other
 
     @property

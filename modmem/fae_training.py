@@ -21,48 +21,36 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .batches import bucket_by_length
-from .evaluation import EditAccuracy
-from .fact_memory import EncodedFact, build_memory, encode_facts, make_fact_batch, name_entities
+from .evaluation import EditAccuracy, list_questions, summarize_answers
+from .fact_memory import build_memory, encode_facts, make_fact_batch, name_entities
 from .fae import FactBatch, FactMemory, FactsAsExperts, FaeConfig, FaeNames, copy_fae
 from .facts import Benchmark, Evidence
 from .files import DataError
-from .finetuning import FinetuningConfig
+from .finetuning import BatchOrder, FinetuningConfig, finetune_steps
 from .masked_lm import MaskedLM, load_masked_lm, save_masked_lm
 from .modification import ModifiedBenchmark
-from .pretraining import BatchOrder, learning_rate_at, train_steps
 
 # %% auto #0
-__all__ = ['LOSSES', 'finetune_fae', 'FaeRecipe', 'null_bias_for', 'make_fae', 'train_fae', 'answer_questions', 'evaluate_fae',
+__all__ = ['fae_loss', 'finetune_fae', 'FaeRecipe', 'null_bias_for', 'make_fae', 'train_fae', 'answer_questions', 'evaluate_fae',
            'save_fae', 'load_fae']
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #losses
-LOSSES = ("entity", "context", "answer", "fact")
+_LOSSES = ("entity", "context", "answer", "fact")
 
 
-@dataclass(frozen=True)
-class _Rows:
-    "A batch with the right answer of every row of scores."
-    input_ids: torch.Tensor  # (B, N)
-    labels: torch.Tensor  # (K,)
-    read: FactBatch
-
-
-class _Objective:
-    "FaE as the training loop sees it: rows of scores, whose cross-entropy is the loss."
-
-    def __init__(self, fae: FactsAsExperts, losses: Sequence[str]):
-        self.fae, self.losses, self.model, self.device = fae, losses, fae.model, fae.device
-
-    def batch(self, encoded: Sequence[EncodedFact], hidden: Sequence[bool]) -> _Rows:
-        read = make_fact_batch(self.fae, encoded, hidden)
-        labels = {"entity": read.mention_labels, "context": read.mention_labels, "answer": read.answers, "fact": read.facts}
-        return _Rows(read.input_ids, torch.cat([labels[name] for name in self.losses]), read)
-
-    def __call__(self, rows: _Rows) -> torch.Tensor:
-        output = self.fae(rows.read)
-        scores = [getattr(output, f"{name}_scores") for name in self.losses]
-        width = max(some.shape[1] for some in scores)
-        return torch.cat([nn.functional.pad(some, (0, width - some.shape[1]), value=-math.inf) for some in scores])
+def fae_loss(
+    fae: FactsAsExperts,
+    batch: FactBatch,
+    losses: Sequence[str] = _LOSSES,
+) -> torch.Tensor:  # scalar: sum of the losses, mean over sentences
+    "Compute the loss of a batch."
+    output = fae(batch)
+    answers = {"entity": batch.mention_labels, "context": batch.mention_labels, "answer": batch.answers, "fact": batch.facts}
+    scores = [getattr(output, f"{name}_scores") for name in losses]
+    width = max(some.shape[1] for some in scores)
+    rows = torch.cat([nn.functional.pad(some, (0, width - some.shape[1]), value=-math.inf) for some in scores])
+    total = nn.functional.cross_entropy(rows, torch.cat([answers[name] for name in losses]), reduction="sum")
+    return total / len(batch.input_ids)
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #finetune-fae
 def finetune_fae(
@@ -70,30 +58,24 @@ def finetune_fae(
     evidence: Sequence[Evidence],
     config: FinetuningConfig,
     null_rate: float = 0.0,  # share of the sentences that must do without their fact
-    losses: Sequence[str] = LOSSES,
+    losses: Sequence[str] = _LOSSES,
     parameters: Sequence[str] | None = None,  # names of the weights to train; None: all
     make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # (weights, lr=...) -> optimizer
 ) -> tuple[FactsAsExperts, list[float]]:  # the trained copy, which shares the frozen weights; the loss of each step
     "Train a copy of FaE on evidence."
-    if config.unmodified_per_modified or not 0 <= null_rate <= 1 or not losses or not set(losses) <= set(LOSSES):
-        raise ValueError(f"expected no rehearsal, a null_rate from 0 to 1, and losses of {LOSSES}, not {null_rate!r} and {losses!r}")
+    if config.unmodified_per_modified or not 0 <= null_rate <= 1 or not losses or not set(losses) <= set(_LOSSES):
+        raise ValueError(f"expected no rehearsal, a null_rate from 0 to 1, and losses of {_LOSSES}, not {null_rate!r} and {losses!r}")
     trained = copy_fae(fae, parameters)
-    encoded, objective = encode_facts(trained, evidence), _Objective(trained, losses)
-    order = BatchOrder([len(one.evidence.input_ids) for one in encoded], config.batch_size, config.pool, config.seed)
-    num_steps = config.steps or max(1, round(config.epochs * math.ceil(len(encoded) / config.batch_size)))
+    encoded = encode_facts(trained, evidence)
+    order = BatchOrder([len(sentence.evidence.input_ids) for sentence in encoded], config.batch_size, config.pool, config.seed)
 
-    def make_rows(step: int) -> _Rows:
+    def compute_loss(step: int) -> torch.Tensor:
         chosen = [encoded[position] for position in order(step)]
         generator = torch.Generator().manual_seed(config.seed * 2**32 + step)
-        return objective.batch(chosen, (torch.rand(len(chosen), generator=generator) < null_rate).tolist())
+        hidden = torch.rand(len(chosen), generator=generator) < null_rate
+        return fae_loss(trained, make_fact_batch(trained, chosen, hidden.tolist()), losses)
 
-    weights = [weight for weight in trained.model.parameters() if weight.requires_grad]
-    rates = [learning_rate_at(step, num_steps, config.learning_rate, config.warmup, config.schedule) for step in range(num_steps)]
-    optimizer = make_optimizer(weights, lr=config.learning_rate)
-    history = train_steps(
-        objective, optimizer, make_rows, rates, config.seed, config.dropout, config.max_gradient_norm, description="training FaE"
-    )
-    return trained, history
+    return trained, finetune_steps(trained.model, compute_loss, config, len(encoded), make_optimizer)
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #recipe
 @dataclass(frozen=True)
@@ -172,20 +154,8 @@ def evaluate_fae(
     modified_benchmark: ModifiedBenchmark,
 ) -> EditAccuracy:  # `correct` is by token; `per_fact` has the columns of `answer_questions` as well
     "Measure A_M and A_F\\S (Section 4.2)."
-    evidence = [*modified_benchmark.modified_test, *modified_benchmark.unmodified_test]
-    questions = pd.DataFrame({
-        "fact_id": [one.fact.id for one in evidence],
-        "subject": [one.fact.subject for one in evidence],
-        "relation": [one.fact.relation for one in evidence],
-        "text": [one.text for one in evidence],
-        "modified": [True] * len(modified_benchmark.modified_test) + [False] * len(modified_benchmark.unmodified_test),
-        "expected": [one.fact.object for one in evidence],
-    })
-    table = pd.concat([questions, answer_questions(fae, evidence)], axis=1)
-    per_question = 100 * table.groupby("modified")["correct"].mean().reindex([True, False])
-    by_fact = 100 * table.groupby(["modified", "fact_id"])["correct"].mean().groupby("modified").mean().reindex([True, False])
-    modified, unmodified = per_question.tolist()
-    return EditAccuracy(modified, unmodified, (modified + unmodified) / 2, *by_fact.tolist(), table)
+    answers = answer_questions(fae, [*modified_benchmark.modified_test, *modified_benchmark.unmodified_test])
+    return summarize_answers(list_questions(modified_benchmark).join(answers))
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #save-fae
 _CONFIG, _WEIGHTS = "fae.json", "fae.safetensors"

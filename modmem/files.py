@@ -11,16 +11,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     import torch
 
 # %% auto #0
 __all__ = ['DataError', 'check_whole', 'read_jsonl', 'get_field', 'write_atomically', 'write_folder_atomically', 'save_record',
-           'load_record', 'hash_file']
+           'load_record', 'exclusively', 'hash_file']
 
 # %% ../nbs/1_method/00_files.ipynb #data-error
 class DataError(ValueError):
@@ -169,6 +171,22 @@ def load_record(
         raise DataError(f"expected the record of modmem's {kind} in the header, found none", path) from None
     except json.JSONDecodeError as error:
         raise DataError(f"expected the record of modmem's {kind} as JSON: {error}", path) from None
+
+# %% ../nbs/1_method/00_files.ipynb #exclusively
+@contextmanager
+def exclusively(
+    path: str | Path,  # lock file; its folder is made if need be
+    wait: bool = True,  # until whoever holds it is done; or do without
+) -> Iterator[bool]:  # whether the lock is ours
+    "Hold a lock that only one process can hold; it ends with the process at the latest."
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    with suppress(Timeout):
+        lock.acquire(blocking=wait)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 # %% ../nbs/1_method/00_files.ipynb #hash-file
 def hash_file(

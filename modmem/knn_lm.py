@@ -5,27 +5,27 @@
 # %% ../nbs/4_memories/00_knn_lm.ipynb #imports
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from numpy.lib import format as npy
 
 from .batches import MaskedBatch, bucket_by_length
 from .facts import Evidence
-from .files import DataError, write_atomically
+from .files import DataError, check_whole, load_record, save_record, write_folder_atomically
 from .masked_lm import MaskedLM, hash_weights, in_mode
 from .modification import ModifiedBenchmark
+from .trials import Method
 
 # %% auto #0
-__all__ = ['KEY_LAYERS', 'find_nearest', 'NeighborMemory', 'build_memory', 'memory_evidence', 'NearestWithin', 'Interpolation',
-           'NeighborLM', 'measure_distances', 'count_lost']
+__all__ = ['NEIGHBORS', 'find_nearest', 'NeighborMemory', 'build_memory', 'memory_evidence', 'NearestWithin', 'Interpolation',
+           'NeighborLM', 'count_lost', 'NeighborConfig']
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #key-layers
 def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
     return seen[0]
 
 
-KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last block reads and writes, and the batch: (K, H)
+_KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last block reads and writes, and the batch: (K, H)
     "last_hidden": lambda masked_lm, read, written, batch: written[batch.rows, batch.columns],
     "penultimate": lambda masked_lm, read, written, batch: read[batch.rows, batch.columns],
     "last_ffn_input": lambda masked_lm, read, written, batch: masked_lm.blocks[-1].attention(read, batch.attention_mask)[0][batch.rows, batch.columns],
@@ -47,17 +47,21 @@ KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last block
 }
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #compute-keys
+def _check_layer(layer: str) -> None:
+    if layer not in _KEY_LAYERS:
+        raise ValueError(f"layer must be one of {', '.join(_KEY_LAYERS)}, not {layer!r}")
+
+
 def _compute_keys(
     masked_lm: MaskedLM,
     batch: MaskedBatch,
-    layer: str = "last_hidden",  # a key of `KEY_LAYERS`
+    layer: str = "last_hidden",  # a key of `_KEY_LAYERS`
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, H), a key for each sentence; (B, N, H), the states that the head reads
     "Compute c(x; theta_0), the mean state at a sentence's slots, and what is needed to go on to f(x; theta_0)."
-    if layer not in KEY_LAYERS:
-        raise ValueError(f"layer must be one of {', '.join(KEY_LAYERS)}, not {layer!r}")
+    _check_layer(layer)
     read = masked_lm.run_blocks(masked_lm.embed(batch), batch, stop=-1)
     written = masked_lm.run_blocks(read, batch, start=-1)
-    states = KEY_LAYERS[layer](masked_lm, read, written, batch)
+    states = _KEY_LAYERS[layer](masked_lm, read, written, batch)
     totals = states.new_zeros(len(batch.input_ids), states.shape[-1]).index_add_(0, batch.rows, states)
     return totals / batch.rows.bincount(minlength=len(totals))[:, None], written
 
@@ -149,25 +153,41 @@ def _object_pieces(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.T
     return table[torch.tensor([place[one.fact.object] for one in evidence])]
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #write-memory
-def _write_memory(
-    path: str | Path, values: torch.Tensor, chunks: Iterator[torch.Tensor], dtype: torch.dtype, metadata: dict[str, str]
-) -> None:
-    "Write safetensors' format by hand, so that the keys need not be there all at once."
-    first = next(chunks).to(dtype)
-    split, end = 4 * values.numel(), 4 * values.numel() + len(values) * first.shape[1] * first.itemsize
-    code = {torch.float32: "F32", torch.float16: "F16"}[dtype]
-    header = json.dumps({
-        "__metadata__": metadata,
-        "values": {"dtype": "I32", "shape": list(values.shape), "data_offsets": [0, split]},
-        "keys": {"dtype": code, "shape": [len(values), first.shape[1]], "data_offsets": [split, end]},
-    }).encode()
-    header += b" " * (-len(header) % 8)
-    with write_atomically(path) as temporary, temporary.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.write(values.contiguous().numpy().data)
-        file.write(first.contiguous().numpy().data)
-        for chunk in chunks:
-            file.write(chunk.to(dtype).contiguous().numpy().data)
+_KEYS, _VALUES = "keys.npy", "values.safetensors"
+
+
+def _write_memory(directory: str | Path, values: torch.Tensor, chunks: Iterator[torch.Tensor], dtype: torch.dtype, record: dict[str, str]) -> None:
+    "Write a memory whose keys need not be there all at once."
+    with write_folder_atomically(directory, marker=_VALUES) as folder:
+        save_record(folder / _VALUES, {"values": values}, "memory", record)
+        with (folder / _KEYS).open("wb") as file:
+            for number, chunk in enumerate(chunks):
+                keys = chunk.to(dtype).contiguous().numpy()
+                if number == 0:
+                    shape = (len(values), keys.shape[1])
+                    npy.write_array_header_1_0(file, {"descr": npy.dtype_to_descr(keys.dtype), "fortran_order": False, "shape": shape})
+                file.write(keys.data)
+
+
+def _map_keys(path: Path, count: int) -> torch.Tensor:
+    "Map the keys of a memory from their file."
+    try:
+        keys = npy.open_memmap(path, mode="c")
+    except (OSError, ValueError) as error:
+        raise DataError(f"expected the keys of a memory: {error}", path) from None
+    if keys.ndim != 2 or len(keys) != count or keys.dtype not in ("float32", "float16"):
+        raise DataError(f"expected the keys of a memory, {count} of them, found {keys.dtype} numbers of shape {keys.shape}", path)
+    return torch.from_numpy(keys)
+
+# %% ../nbs/4_memories/00_knn_lm.ipynb #find-by-index
+def _find_by_index(
+    queries: torch.Tensor, keys: torch.Tensor, k: int, num_slots: torch.Tensor, lengths: torch.Tensor, index: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "Measure what an index proposes, which marks what it lacks by -1."
+    _, found = index.search(queries.float().cpu().numpy(), min(k + _SPARE, len(keys)))
+    positions = torch.as_tensor(found, dtype=torch.int64)
+    fitting = (positions >= 0) & (lengths[positions] == num_slots.cpu()[:, None])
+    return _measure_candidates(queries, keys, positions.clamp(min=0).to(queries.device), fitting.to(queries.device), k)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #neighbor-memory
 @dataclass(frozen=True, eq=False)
@@ -178,11 +198,6 @@ class NeighborMemory:
     layer: str  # where the states were taken
     model_hash: str  # of the model whose states they are
 
-    @cached_property
-    def _lengths(self) -> torch.Tensor | None:
-        "The pieces of each object; None if all have one."
-        return None if self.values.shape[1] == 1 else (self.values >= 0).sum(1)
-
     def find(
         self,
         queries: torch.Tensor,  # (Q, H)
@@ -191,33 +206,30 @@ class NeighborMemory:
         index: Any = None,  # proposes candidates: `search(queries, k)` as faiss has it; None: exact search
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (Q, k): distances and positions
         "Find the nearest keys whose objects have as many pieces as there are slots."
-        lengths = self._lengths if self._lengths is not None or (num_slots == 1).all() else self.values.new_ones(len(self.values))
-        if index is None:
-            return find_nearest(queries, self.keys, k, num_slots, lengths)
-        _, found = index.search(queries.float().cpu().numpy(), min(k + _SPARE, len(self.keys)))
-        positions = torch.as_tensor(found, dtype=torch.int64)
-        fitting = (positions >= 0) & (True if lengths is None else lengths[positions] == num_slots.cpu()[:, None])
-        return _measure_candidates(queries, self.keys, positions.clamp(min=0).to(queries.device), fitting.to(queries.device), k)
+        lengths = (self.values >= 0).sum(1)
+        if index is not None:
+            return _find_by_index(queries, self.keys, k, num_slots, lengths, index)
+        alike = self.values.shape[1] == 1 and bool((num_slots == 1).all())
+        return find_nearest(queries, self.keys, k, None if alike else num_slots, None if alike else lengths)
+
+    def measure(self, masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:  # (N,), float64; inf where no key fits
+        "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10)."
+        chunks = _key_chunks(masked_lm, evidence, self.layer)
+        return torch.cat([self.find(keys.to(masked_lm.device), num_slots.to(masked_lm.device))[0][:, 0].cpu() for keys, num_slots in chunks])
 
     @classmethod
-    def load(cls, path: str | Path) -> NeighborMemory:
-        "Open the file that a memory was built to; its keys are mapped, not read."
-        if not Path(path).is_file():
-            raise DataError("no such file", path)
-        try:
-            with safe_open(path, framework="pt") as saved:
-                about = json.loads((saved.metadata() or {})["modmem_memory"])
-                return cls(saved.get_tensor("keys"), saved.get_tensor("values"), about["layer"], about["model_hash"])
-        except (SafetensorError, KeyError, ValueError):
-            raise DataError("expected a memory built by modmem", path) from None
+    def load(cls, directory: str | Path) -> NeighborMemory:
+        "Open the folder that a memory was built to; its keys are mapped, not read."
+        tensors, record = load_record(Path(directory) / _VALUES, "memory", frozenset({"layer", "model_hash"}))
+        return cls(_map_keys(Path(directory) / _KEYS, len(tensors["values"])), tensors["values"], record["layer"], record["model_hash"])
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #build-memory
 def build_memory(
     masked_lm: MaskedLM,  # theta_0
     evidence: Sequence[Evidence],  # what to remember; its objects are the values
-    layer: str = "last_hidden",  # a key of `KEY_LAYERS`
+    layer: str = "last_hidden",  # or "penultimate", "last_ffn_input", "mlm_transform"
     dtype: torch.dtype = torch.float32,  # or torch.float16
-    path: str | Path | None = None,  # file to write the memory to, and to map it from; None: all in memory
+    directory: str | Path | None = None,  # folder to write the memory to, and to map it from; None: all in memory
 ) -> NeighborMemory:
     "Remember evidence: a key and an object for each, in its order."
     if not evidence:
@@ -225,24 +237,28 @@ def build_memory(
     if dtype not in (torch.float32, torch.float16):
         raise ValueError(f"keys must be float32 or float16, not {dtype}")
     values, chunks = _object_pieces(masked_lm, evidence), (keys for keys, _ in _key_chunks(masked_lm, evidence, layer))
-    if path is None:
+    if directory is None:
         return NeighborMemory(torch.cat([keys.to(dtype) for keys in chunks]), values, layer, hash_weights(masked_lm))
-    _write_memory(path, values, chunks, dtype, {"modmem_memory": json.dumps({"layer": layer, "model_hash": hash_weights(masked_lm)})})
-    return NeighborMemory.load(path)
+    _write_memory(directory, values, chunks, dtype, {"layer": layer, "model_hash": hash_weights(masked_lm)})
+    return NeighborMemory.load(directory)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #memory-evidence
+def _check_remembered(remembered: str) -> None:
+    if remembered not in ("modified", "all"):
+        raise ValueError(f"remembered must be 'modified' or 'all', not {remembered!r}")
+
+
 def memory_evidence(
     modified_benchmark: ModifiedBenchmark,
     remembered: str = "modified",  # or "all": the entire training set
     edited: bool = True,  # with the new objects; False: the old ones
 ) -> tuple[Evidence, ...]:
     "Choose what a memory remembers (Appendix F)."
-    if remembered not in ("modified", "all"):
-        raise ValueError(f"remembered must be 'modified' or 'all', not {remembered!r}")
+    _check_remembered(remembered)
     evidence = modified_benchmark.modified_train
     if not edited:
         old = {fact.id: fact for fact in modified_benchmark.modified_facts}
-        evidence = tuple(replace(one, fact=old[one.fact.id]) for one in evidence)
+        evidence = tuple(replace(sentence, fact=old[sentence.fact.id]) for sentence in evidence)
     return evidence + (modified_benchmark.unmodified_train if remembered == "all" else ())
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #nearest-within
@@ -276,8 +292,7 @@ class Interpolation:
     temperature: float = 1.0  # T, in squared distances
 
     def __post_init__(self):
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k must be a whole number above 0, not {self.k!r}")
+        check_whole("k", self.k)
         if not 0 <= self.weight <= 1 or not 0 < self.temperature < math.inf:
             raise ValueError(f"weight must lie in 0..1 and temperature above 0, not {self.weight!r} and {self.temperature!r}")
 
@@ -325,16 +340,6 @@ class NeighborLM(MaskedLM):
         pieces = objects[batch.rows, :, number.clamp(max=objects.shape[-1] - 1)]
         return self.rule(self.score_slots(states, batch), distances[batch.rows], pieces)
 
-# %% ../nbs/4_memories/00_knn_lm.ipynb #measure-distances
-def measure_distances(
-    masked_lm: MaskedLM,
-    memory: NeighborMemory,
-    evidence: Sequence[Evidence],
-) -> torch.Tensor:  # (N,), float64; inf where no key fits
-    "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10)."
-    chunks = _key_chunks(masked_lm, evidence, memory.layer)
-    return torch.cat([memory.find(keys.to(masked_lm.device), num_slots.to(masked_lm.device))[0][:, 0].cpu() for keys, num_slots in chunks])
-
 # %% ../nbs/4_memories/00_knn_lm.ipynb #count-lost
 def count_lost(
     per_fact: pd.DataFrame,  # of `evaluate`, for the edited model
@@ -348,3 +353,42 @@ def count_lost(
     groups = {"sharing": table[table["sharing"]], "others": table[~table["sharing"]]}
     lost = {f"lost_{name}": 100 * float(group["lost"].mean()) for name, group in groups.items()}
     return lost | {f"num_{name}": len(group) for name, group in groups.items()}
+
+# %% ../nbs/4_memories/00_knn_lm.ipynb #neighbor-config
+@dataclass(frozen=True)
+class NeighborConfig:
+    "Settings of kNN-LM (Eq. 10): what is remembered, and how near is near enough."
+    remembered: str = "modified"  # or "all": the entire training set
+    epsilon: float | None = None  # as a distance; or
+    epsilon_quantile: float | None = None  # as the share of unmodified training sentences that lie within
+    key_layer: str = "last_hidden"  # as `build_memory` has it
+    seed: int = 0  # of the sentences that are measured
+
+    def __post_init__(self):
+        if (self.epsilon is None) == (self.epsilon_quantile is None):
+            raise ValueError(f"give either epsilon or epsilon_quantile, not {self.epsilon!r} and {self.epsilon_quantile!r}")
+        if self.epsilon is not None:
+            NearestWithin(self.epsilon)
+        elif not 0 <= self.epsilon_quantile <= 1:
+            raise ValueError(f"epsilon_quantile must lie in 0..1, not {self.epsilon_quantile!r}")
+        _check_remembered(self.remembered)
+        _check_layer(self.key_layer)
+        check_whole("seed", self.seed, least=0)
+
+# %% ../nbs/4_memories/00_knn_lm.ipynb #neighbors
+_SCALE_QUESTIONS = 2048  # training sentences of unmodified facts, to say what an epsilon means
+
+
+def _remember(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: NeighborConfig) -> tuple[NeighborLM, dict]:
+    "Give the model a memory; its size, epsilon, and the percentage of unmodified training sentences within."
+    memory = build_memory(masked_lm, memory_evidence(modified_benchmark, config.remembered), config.key_layer)
+    pool = modified_benchmark.unmodified_train
+    chosen = Random(f"scale {config.seed}").sample(range(len(pool)), min(_SCALE_QUESTIONS, len(pool)))
+    scale, epsilon = memory.measure(masked_lm, [pool[position] for position in chosen]), config.epsilon
+    if epsilon is None:
+        epsilon = scale.quantile(config.epsilon_quantile, interpolation="lower").item()
+    within = 100 * (scale < epsilon).double().mean().item()
+    return NeighborLM(masked_lm, memory, NearestWithin(epsilon)), {"num_keys": len(memory.keys), "epsilon_used": epsilon, "within_epsilon": within}
+
+
+NEIGHBORS = Method("kNN-LM", _remember, describe=lambda accuracy, before, modified: count_lost(accuracy.per_fact, before, modified))

@@ -21,8 +21,11 @@ from .facts import Evidence
 from .files import DataError, write_folder_atomically
 
 # %% auto #0
-__all__ = ['ARCHITECTURES', 'SYNTHETIC', 'Architecture', 'MaskedLM', 'predict_pieces', 'in_mode', 'load_masked_lm',
-           'save_masked_lm', 'hash_weights', 'copy_with_own', 'named_weights']
+__all__ = ['SYNTHETIC', 'ARCHITECTURES', 'Architecture', 'MaskedLM', 'in_mode', 'predict_pieces', 'load_masked_lm',
+           'save_masked_lm', 'hash_weights', 'copy_with_own']
+
+# %% ../nbs/1_method/14_masked_lm.ipynb #synthetic
+SYNTHETIC = Path(__file__).parent / "data" / "synthetic" if "__file__" in globals() else Path("../../modmem/data/synthetic")
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #architecture
 @dataclass(frozen=True)
@@ -123,37 +126,9 @@ class MaskedLM:
     def answers(self, evidence: Sequence[Evidence]) -> list[bool]:
         "Say for each evidence whether every piece of its object is predicted."
         encoded = self.encode(evidence)
-        return [best[0] == tuple(one.labels) for best, one in zip(predict_pieces(self, encoded), encoded)]
+        return [best == tuple(question.labels) for [best], question in zip(predict_pieces(self, encoded), encoded)]
 
-# %% ../nbs/1_method/14_masked_lm.ipynb #predict-pieces
-def _best_combinations(scores: torch.Tensor, pieces: torch.Tensor) -> list[tuple[int, ...]]:
-    "The k likeliest fillings of L slots, from the k best pieces of each: scores and pieces are (L, k)."
-    beam = [((), 0.0)]
-    for slot_scores, slot_pieces in zip(scores.tolist(), pieces.tolist()):
-        grown = [((*filled, piece), total + score) for filled, total in beam for score, piece in zip(slot_scores, slot_pieces)]
-        beam = sorted(grown, key=lambda one: -one[1])[: scores.shape[1]]
-    return [filled for filled, _ in beam]
-
-
-@torch.no_grad()
-def predict_pieces(
-    masked_lm: MaskedLM,
-    encoded: Sequence[EncodedEvidence],
-    top_k: int = 1,
-    batch_size: int = 128,
-) -> list[list[tuple[int, ...]]]:  # for each evidence, its top_k answers as piece ids
-    "Predict the pieces behind each slot, with dropout off."
-    answers: list = [None] * len(encoded)
-    with in_mode(masked_lm.model, training=False):
-        for positions in bucket_by_length([len(one.input_ids) for one in encoded], batch_size):
-            chunk = [encoded[position] for position in positions]
-            best = masked_lm(masked_lm.batch(chunk)).log_softmax(-1).topk(top_k, dim=-1)
-            sizes = [len(one.slots) for one in chunk]
-            for position, scores, pieces in zip(positions, best.values.cpu().split(sizes), best.indices.cpu().split(sizes)):
-                answers[position] = _best_combinations(scores, pieces)
-    return answers
-
-
+# %% ../nbs/1_method/14_masked_lm.ipynb #in-mode
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     "Switch dropout on or off for a while; the mode found is the mode left."
@@ -164,10 +139,35 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         model.train(before)
 
-# %% ../nbs/1_method/14_masked_lm.ipynb #load-masked-lm
-SYNTHETIC = Path(__file__).parent / "data" / "synthetic" if "__file__" in globals() else Path("../../modmem/data/synthetic")
+# %% ../nbs/1_method/14_masked_lm.ipynb #best-combinations
+def _best_combinations(scores: torch.Tensor, pieces: torch.Tensor) -> list[tuple[int, ...]]:
+    "The k likeliest fillings of L slots, from the k best pieces of each: scores and pieces are (L, k)."
+    beam = [((), 0.0)]
+    for slot_scores, slot_pieces in zip(scores.tolist(), pieces.tolist()):
+        grown = [((*filled, piece), total + score) for filled, total in beam for score, piece in zip(slot_scores, slot_pieces)]
+        beam = sorted(grown, key=lambda filling: -filling[1])[: scores.shape[1]]
+    return [filled for filled, _ in beam]
 
+# %% ../nbs/1_method/14_masked_lm.ipynb #predict-pieces
+@torch.no_grad()
+def predict_pieces(
+    masked_lm: MaskedLM,
+    encoded: Sequence[EncodedEvidence],
+    top_k: int = 1,
+    batch_size: int = 128,
+) -> list[list[tuple[int, ...]]]:  # for each evidence, its top_k answers as piece ids
+    "Predict the pieces behind each slot, with dropout off."
+    answers: list = [None] * len(encoded)
+    with in_mode(masked_lm.model, training=False):
+        for positions in bucket_by_length([len(question.input_ids) for question in encoded], batch_size):
+            chunk = [encoded[position] for position in positions]
+            best = masked_lm(masked_lm.batch(chunk)).log_softmax(-1).topk(top_k, dim=-1)
+            sizes = [len(question.slots) for question in chunk]
+            for position, scores, pieces in zip(positions, best.values.cpu().split(sizes), best.indices.cpu().split(sizes)):
+                answers[position] = _best_combinations(scores, pieces)
+    return answers
 
+# %% ../nbs/1_method/14_masked_lm.ipynb #read-model
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     "Keep transformers from printing reports and bars while it loads or saves."
@@ -184,34 +184,17 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_masked_lm(
-    name_or_directory: str | Path,  # "synthetic", a folder, or a hub id
-    device: str = "cpu",
-) -> MaskedLM:
-    "Load a BERT or ALBERT model with its own tokenizer, in float32 and with dropout off."
+def _read_model(source: str | Path) -> tuple:
+    "What transformers makes of a folder or hub id: the model, a report on its weights, the tokenizer."
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-    source = SYNTHETIC if str(name_or_directory) == "synthetic" else name_or_directory
+    kind = AutoConfig.from_pretrained(source).model_type
+    if kind not in ARCHITECTURES:
+        raise DataError(f"expected a model of type {' or '.join(ARCHITECTURES)}, found {kind!r}", source)
     options = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa", "output_loading_info": True}
-    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a fresh head is the same at every load
-        try:
-            kind = AutoConfig.from_pretrained(source).model_type
-            if kind not in ARCHITECTURES:
-                raise DataError(f"expected a model of type {' or '.join(ARCHITECTURES)}, found {kind!r}", source)
-            model, report = AutoModelForMaskedLM.from_pretrained(source, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except DataError:
-            raise
-        except Exception as error:  # transformers, tokenizers and safetensors raise nearly anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"no usable model found there: {reason}", source) from None
-    _check_weights(report["missing_keys"], report["unexpected_keys"], source)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise DataError("no tokenizer found there", source)
-    return MaskedLM(model.to(device), tokenizer)
+    return *AutoModelForMaskedLM.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source)
 
-
+# %% ../nbs/1_method/14_masked_lm.ipynb #check-weights
 def _check_weights(missing: set[str], unexpected: set[str], source: str | Path) -> None:
     "Warn of a fresh head; anything else that the weights lack, or blocks too many, are an error."
     encoder = sorted(key for key in missing if not key.startswith(("cls.predictions", "predictions")))
@@ -222,6 +205,27 @@ def _check_weights(missing: set[str], unexpected: set[str], source: str | Path) 
         raise DataError(f"the weights have blocks that the configuration lacks, {surplus[0]} among them", source)
     if missing:
         warnings.warn(f"{source}: no masked-LM head found; made a fresh one, tied to the word embeddings", stacklevel=3)
+
+# %% ../nbs/1_method/14_masked_lm.ipynb #load-masked-lm
+def load_masked_lm(
+    name_or_directory: str | Path,  # "synthetic", a folder, or a hub id
+    device: str = "cpu",
+) -> MaskedLM:
+    "Load a BERT or ALBERT model with its own tokenizer, in float32 and with dropout off."
+    source = SYNTHETIC if str(name_or_directory) == "synthetic" else name_or_directory
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a fresh head is the same at every load
+        try:
+            model, report, tokenizer = _read_model(source)
+        except DataError:
+            raise
+        except Exception as error:  # transformers, tokenizers and safetensors raise nearly anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"no usable model found there: {reason}", source) from None
+    _check_weights(report["missing_keys"], report["unexpected_keys"], source)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise DataError("no tokenizer found there", source)
+    return MaskedLM(model.to(device), tokenizer)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #save-masked-lm
 def save_masked_lm(
@@ -264,12 +268,3 @@ def copy_with_own(
     for name, parameter in twin.model.named_parameters():
         parameter.requires_grad_(own is None or name in own)
     return twin
-
-# %% ../nbs/1_method/14_masked_lm.ipynb #named-weights
-def named_weights(
-    masked_lm: MaskedLM,  # or another model that has its network as `model`
-    names: Sequence[str],
-) -> list[nn.Parameter]:  # the model's own, in this order
-    "Pick weights of a model by name."
-    parameters = dict(masked_lm.model.named_parameters())
-    return [parameters[name] for name in names]

@@ -17,18 +17,18 @@ from .facts import Benchmark, Evidence, Fact
 __all__ = ['draw_new_object', 'ModifiedBenchmark', 'apply_modifications', 'answered_facts', 'sample_modifications']
 
 # %% ../nbs/1_method/12_modification.ipynb #count-objects
-def _count_objects(evidence: Iterable[Evidence]) -> dict[str, Counter]:
-    "How many training questions each object answers, by relation."
+def _count_objects(facts: Iterable[Fact]) -> dict[str, Counter]:
+    "How often each object occurs, by relation."
     counts = defaultdict(Counter)
-    for one in evidence:
-        counts[one.fact.relation][one.fact.object] += 1
+    for fact in facts:
+        counts[fact.relation][fact.object] += 1
     return counts
 
 # %% ../nbs/1_method/12_modification.ipynb #sort-facts
 def _sort_facts(benchmark: Benchmark) -> tuple[list[Fact], dict[str, int]]:
     "The facts that may be modified, in the benchmark's order, and the number of others by reason."
-    tested = {one.fact.id for one in benchmark.test}
-    counts = _count_objects(benchmark.train)
+    tested = {question.fact.id for question in benchmark.test}
+    counts = _count_objects(sentence.fact for sentence in benchmark.train)
     answers = defaultdict(list)
     for fact in benchmark.facts:
         answers[fact.subject, fact.relation].append(fact.object)
@@ -74,13 +74,9 @@ class ModifiedBenchmark:
 # %% ../nbs/1_method/12_modification.ipynb #modify-evidence
 def _split_evidence(evidence: Iterable[Evidence], new: dict[Fact, Fact]) -> tuple[tuple[Evidence, ...], tuple[Evidence, ...]]:
     "Modified evidence with its new object, and unmodified evidence."
-    modified, unmodified = [], []
-    for one in evidence:
-        if one.fact in new:
-            modified.append(replace(one, fact=new[one.fact]))
-        else:
-            unmodified.append(one)
-    return tuple(modified), tuple(unmodified)
+    evidence = tuple(evidence)  # a lazy sequence computes its items anew
+    modified = tuple(replace(sentence, fact=new[sentence.fact]) for sentence in evidence if sentence.fact in new)
+    return modified, tuple(sentence for sentence in evidence if sentence.fact not in new)
 
 
 def apply_modifications(
@@ -89,16 +85,12 @@ def apply_modifications(
     skipped: dict[str, int] | None = None,  # facts that could not be drawn, by reason
 ) -> ModifiedBenchmark:
     "Rewrite all evidence of the given facts, in training and in test."
-    objects = defaultdict(Counter)
-    for fact in benchmark.facts:
-        objects[fact.relation][fact.object] += 1
-    majority = {relation: counts.most_common(1)[0][0] for relation, counts in objects.items()}
-    majority_share = sum(old.object == majority[old.relation] for old in modified_facts) / max(1, len(modified_facts))
+    counts = _count_objects(benchmark.facts)
+    from_majority = sum(old.object == counts[old.relation].most_common(1)[0][0] for old in modified_facts)
     modified_train, unmodified_train = _split_evidence(benchmark.train, modified_facts)
     modified_test, unmodified_test = _split_evidence(benchmark.test, modified_facts)
-    return ModifiedBenchmark(
-        modified_facts, modified_train, unmodified_train, modified_test, unmodified_test, skipped or {}, majority_share
-    )
+    share = from_majority / max(1, len(modified_facts))
+    return ModifiedBenchmark(modified_facts, modified_train, unmodified_train, modified_test, unmodified_test, skipped or {}, share)
 
 # %% ../nbs/1_method/12_modification.ipynb #answered-facts
 def answered_facts(
@@ -107,8 +99,23 @@ def answered_facts(
 ) -> frozenset[str]:  # ids of facts
     "Find the facts whose test questions a model answers, all of them."
     right = masked_lm.answers(benchmark.test)
-    wrong = {one.fact.id for one, correct in zip(benchmark.test, right) if not correct}
-    return frozenset(one.fact.id for one in benchmark.test) - wrong
+    wrong = {question.fact.id for question, correct in zip(benchmark.test, right) if not correct}
+    return frozenset(question.fact.id for question in benchmark.test) - wrong
+
+# %% ../nbs/1_method/12_modification.ipynb #draw-facts
+def _draw_facts(benchmark: Benchmark, chosen: list[Fact], seed: int, object_frequency: str) -> dict[Fact, Fact]:
+    "Give each chosen fact a new object of its relation, with the entity id that goes with it."
+    counts = _count_objects(sentence.fact for sentence in benchmark.train)
+    everywhere = sum(counts.values(), Counter())
+    ids = {(fact.relation, fact.object): fact.object_id for fact in benchmark.facts}
+    new = {}
+    for fact in chosen:
+        frequency = counts[fact.relation]
+        if object_frequency == "global":
+            frequency = Counter({name: everywhere[name] for name in frequency})
+        name = draw_new_object(fact, frequency, seed)
+        new[fact] = replace(fact, object=name, object_id=ids[fact.relation, name])
+    return new
 
 # %% ../nbs/1_method/12_modification.ipynb #sample-modifications
 def sample_modifications(
@@ -137,18 +144,3 @@ def sample_modifications(
     Random(f"facts {seed}").shuffle(eligible)
     new = _draw_facts(benchmark, eligible[:num_modified], seed, object_frequency)
     return apply_modifications(benchmark, new, skipped)
-
-# %% ../nbs/1_method/12_modification.ipynb #draw-facts
-def _draw_facts(benchmark: Benchmark, chosen: list[Fact], seed: int, object_frequency: str) -> dict[Fact, Fact]:
-    "Give each chosen fact a new object of its relation, with the entity id that goes with it."
-    counts = _count_objects(benchmark.train)
-    everywhere = sum(counts.values(), Counter())
-    ids = {(fact.relation, fact.object): fact.object_id for fact in benchmark.facts}
-    new = {}
-    for fact in chosen:
-        frequency = counts[fact.relation]
-        if object_frequency == "global":
-            frequency = Counter({name: everywhere[name] for name in frequency})
-        name = draw_new_object(fact, frequency, seed)
-        new[fact] = replace(fact, object=name, object_id=ids[fact.relation, name])
-    return new

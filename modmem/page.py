@@ -9,11 +9,11 @@ import base64
 import html
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
 import pandas as pd
+from markdown import Markdown
 
 from .files import write_atomically
 from .tables import TITLES, compare_published, load_published, write_table
@@ -21,108 +21,103 @@ from .tables import TITLES, compare_published, load_published, write_table
 # %% auto #0
 __all__ = ['build_report']
 
-# %% ../nbs/6_commands/02_page.ipynb #render-inline
-def _render_inline(text: str, folder: Path) -> str:
-    "Turn a line of markdown into HTML, pictures included as data."
+# %% ../nbs/6_commands/02_page.ipynb #render
+def _make_renderer() -> Markdown:
+    "Make a renderer of markdown that has tables and footnotes, and no HTML of the text's own."
+    renderer = Markdown(extensions=["tables", "footnotes"], extension_configs={"footnotes": {"UNIQUE_IDS": True}})
+    renderer.preprocessors.deregister("html_block")
+    renderer.inlinePatterns.deregister("html")
+    return renderer
 
-    def embed(match):
-        kind = "svg+xml" if match[2].endswith(".svg") else "png"
-        data = base64.b64encode((folder / match[2]).read_bytes()).decode()
-        return f'<img alt="{match[1]}" src="data:image/{kind};base64,{data}">'
 
-    parts = re.split(r"`([^`]+)`", html.escape(text))
-    for place in range(0, len(parts), 2):
-        plain = re.sub(r"!\[([^\]]*)\]\(([^)\s]+)\)", embed, parts[place])
-        plain = re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', plain)
-        plain = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", plain)
-        parts[place] = re.sub(r"(?<![\w*])\*([^\s*][^*]*)\*(?![\w*])", r"<em>\1</em>", plain)
-    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+def _embed(path: Path) -> str:
+    "Write a picture as an address that holds it."
+    kind = "svg+xml" if path.suffix == ".svg" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
-# %% ../nbs/6_commands/02_page.ipynb #render-table
-def _render_table(lines: Sequence[str], folder: Path) -> str:
-    "Turn the lines of a markdown table into HTML."
-    rows = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]] for line in lines]
-    head = "".join(f"<th>{_render_inline(cell, folder)}</th>" for cell in rows[0])
-    number = re.compile(r"-|-?[\d.,]+( \([\d.,]+\))?")
-    body = ""
-    for row in rows[2:]:
-        kinds = ["missing" if cell == "not run" else "number" if number.fullmatch(cell) else "text" for cell in row]
-        cells = (f'<td class="{kind}">{_render_inline(cell, folder)}</td>' for kind, cell in zip(kinds, row))
-        body += "<tr>" + "".join(cells) + "</tr>"
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-# %% ../nbs/6_commands/02_page.ipynb #render-markdown
-def _render_markdown(text: str, folder: Path) -> str:
-    "Turn the markdown that this library writes into HTML."
-    blocks = []
-    for block in re.split(r"\n\s*\n", text.strip()):
-        lines = block.strip().splitlines()
-        if heading := re.match(r"(#+) (.*)", lines[0]):
-            level = min(len(heading[1]) + 1, 6)
-            blocks.append(f"<h{level}>{_render_inline(heading[2], folder)}</h{level}>")
-            lines = lines[1:]
-        if lines and lines[0].startswith("|"):
-            blocks.append(_render_table(lines, folder))
-        elif lines and lines[0].startswith("- "):
-            items = re.split(r"^- ", "\n".join(lines), flags=re.MULTILINE)[1:]
-            blocks.append("<ul>" + "".join(f"<li>{_render_inline(item.strip(), folder)}</li>" for item in items) + "</ul>")
-        elif lines:
-            blocks.append(f"<p>{_render_inline(' '.join(lines), folder)}</p>")
-    return "\n".join(blocks)
+def _render(
+    text: str,  # markdown, with pictures named as files
+    folder: Path,  # where they are
+    renderer: Markdown,
+) -> str:
+    "Turn an artefact's text into HTML that needs no other file."
+    page = renderer.reset().convert(re.sub("^#", "##", text, flags=re.MULTILINE))
+    page = page.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    page = re.sub(r">(holds|contradicted|undecided|not run)</td>", r' class="\1">\1</td>', page)
+    return re.sub(r'(<img [^>]*src=")([^"]+)"', lambda match: f'{match[1]}{_embed(folder / match[2])}"', page)
 
 # %% ../nbs/6_commands/02_page.ipynb #page
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>modmem: $scale</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-h2 { margin: 3rem 0 .5rem; border-top: 1px solid #ccc; padding-top: 1rem } nav { columns: 2; font-size: .9rem } nav a { display: block }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem } th { text-align: left; border-bottom: 2px solid #888 }
-th, td { padding: .25rem .6rem; vertical-align: top } tr:nth-child(even) td { background: #f5f5f5 }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.missing { color: #8a4b00; font-style: italic; white-space: nowrap } img { width: 100%; max-width: 30rem; height: auto }
-</style></head><body><h1>Modifying memories: results at scale <em>$scale</em></h1>
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 76rem; margin: 0 auto; padding: 1rem }
+h1 { font-size: 1.4rem; line-height: 1.2; margin: .5rem 0 } h2 { margin: 3rem 0 .5rem; border-top: 1px solid #ccc; padding-top: 1rem }
+a { color: #0a58a8 } p, li { max-width: 48rem } img { width: 100%; max-width: 30rem; height: auto } summary { cursor: pointer }
+header { display: grid; grid-template-columns: 1fr 1fr; gap: 0 2rem } header img { max-width: 36rem } header p { font-size: .9rem; margin: .5rem 0 }
+nav { columns: 2; font-size: .8rem; line-height: 1.35 } nav a { display: block; break-inside: avoid; margin-bottom: .2rem }
+.wide { overflow-x: auto } table { width: max-content; border-collapse: collapse; font-size: .76rem; line-height: 1.35 }
+th { text-align: left; vertical-align: bottom; max-width: 4.6rem; border-bottom: 2px solid #888 } td { vertical-align: top; max-width: 18rem }
+th, td { padding: .2rem .4rem }
+tr:nth-child(even) td { background: #f5f5f5 } td[style] { white-space: nowrap; font-variant-numeric: tabular-nums }
+.holds { color: #00734f } .contradicted { color: #a84a00 } .undecided, .run { color: #666 } .run { font-style: italic }
+td sup { position: absolute } .footnote { font-size: .8rem } .footnote hr { display: none } .footnote p { margin: 0 } .footnote-backref ~ .footnote-backref { display: none }
+@media (max-width: 56rem) { header { display: flex; flex-direction: column } header div { display: contents } nav { order: 1; margin: 1rem 0 } }
+</style></head><body><header><div><h1>Modifying memories: results at scale <em>$scale</em></h1>
 <p>Accuracies are in percent: A_M on the modified facts, A_F\\S on the unmodified ones. <em>paper</em> marks the number that the paper
-prints, for its own models and data: at a smaller scale the pattern compares, not the number.</p><nav>$links</nav>
+prints, for its own models and data: at a smaller scale the pattern compares, not the number. <em>held out</em> marks the radius that
+other facts than the reported ones choose, and the accuracy there.</p>$dial<nav>$links</nav></div>$forest</header>
 $sections
 </body></html>
 """)
 
-# %% ../nbs/6_commands/02_page.ipynb #render-absent
-def _render_absent(name: str, published: str | Path | None, folder: Path) -> str:
-    "Say that an artefact was not run, and what the paper has."
+# %% ../nbs/6_commands/02_page.ipynb #describe-absent
+def _describe_absent(name: str, published: str | Path | None) -> str:
+    "Say in markdown that an artefact was not run, and what the paper has."
     text = f"# {TITLES[name]}\n\n**not run**"
     if not name.startswith("table"):
-        return _render_markdown(text + ", and the paper prints no values" * name.startswith("figure"), folder)
+        return text + ", and the paper prints no values" * name.startswith("figure")
     paper = load_published(name, published)
     values = [column for column in paper if column.endswith(("_accuracy", "_change")) or column in ("questions", "facts")]
     settings = [column for column in paper if column not in (*values, "note") and not column.endswith("_se")]
-    digits = 0 if "facts" in values else 2
-    shown = compare_published(paper.head(0)[[*settings, *values]], paper, settings, values, digits)
-    return _render_markdown(f"{text}\n\n{write_table(shown)}", folder)
+    shown = compare_published(paper.head(0)[[*settings, *values]], paper, settings, values, digits=0 if "facts" in values else 2)
+    return f"{text}\n\n{write_table(shown)}"
+
+
+def _describe_origin(records: dict[str, dict]) -> dict[str, str]:
+    "Say in markdown what was cut from the paper's grid, and where each artefact comes from."
+    kept = ["seeds", "device", "seconds", "commit"]
+    cuts = pd.DataFrame([(name, cut) for name, record in records.items() for cut in record.get("cuts", ())], columns=["artefact", "cut"])
+    lines = [(name, *(str(record.get(key, "-")) for key in kept)) for name, record in records.items()]
+    return {
+        "cuts": "# Cut from the paper's grid\n\n" + (write_table(cuts) if len(cuts) else "Nothing."),
+        "origin": f"# Where the numbers come from\n\n{write_table(pd.DataFrame(lines, columns=['artefact', *kept]))}",
+    }
 
 # %% ../nbs/6_commands/02_page.ipynb #build-report
 def build_report(
-    folder: str | Path,  # where `save_table` and `save_figure` have written; perhaps with claims.md
+    folder: str | Path,  # where `save_table` and `save_figure` have written; perhaps with claims.md, dial.svg and forest.svg
     published: str | Path | None = None,  # the paper's numbers; None: those of the package
 ) -> Path:  # report.html, in the same folder
     "Put all artefacts of a folder on one page that needs no other file."
-    folder = Path(folder)
+    folder, renderer = Path(folder), _make_renderer()
     records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md")) if path.stem != "README"}
-    sections = {"claims": _render_markdown(found.pop("claims", "# Claims\n\n**not run**"), folder)}
-    for name in [*TITLES, *sorted(set(found) - set(TITLES))]:
-        sections[name] = _render_markdown(found[name], folder) if name in found else _render_absent(name, published, folder)
-    cuts = pd.DataFrame([(name, cut) for name, record in records.items() for cut in record.get("cuts", ())], columns=["artefact", "cut"])
-    sections["cuts"] = _render_markdown("# Cut from the paper's grid\n\n" + (write_table(cuts) if len(cuts) else "Nothing."), folder)
-    kept = ["seeds", "device", "seconds", "commit"]
-    origin = pd.DataFrame(
-        [(name, *(str(record.get(key, "-")) for key in kept)) for name, record in records.items()], columns=["artefact", *kept]
-    )
-    sections["origin"] = _render_markdown(f"# Where the numbers come from\n\n{write_table(origin)}", folder)
-    titles = {"claims": "Claims", "cuts": "Cut from the paper's grid", "origin": "Where the numbers come from"} | TITLES
-    links = "".join(f'<a href="#{name}">{titles.get(name, name)}</a>' for name in sections)
-    body = "\n".join(f'<section id="{name}">{section}</section>' for name, section in sections.items())
+    claims, heading, details = found.pop("claims", "# Claims\n\n**not run**").partition("\n## ")
+    names = [*TITLES, *sorted(set(found) - set(TITLES))]
+    texts = {"claims": claims} | {name: found.get(name) or _describe_absent(name, published) for name in names} | _describe_origin(records)
+    sections = {name: _render(text, folder, renderer) for name, text in texts.items()}
+    if details:
+        sections["claims"] += f"<details><summary>Each claim in full</summary>{_render(heading + details, folder, renderer)}</details>"
+    titles = {name: text.splitlines()[0].lstrip("# ") for name, text in texts.items()}
+    pictures = {
+        name: f'<a href="#{target}"><img alt="{alt}" src="{_embed(folder / f"{name}.svg")}"></a>' if (folder / f"{name}.svg").is_file() else ""
+        for name, target, alt in (("dial", "tradeoff", "Accuracies along the radius"), ("forest", "claims", "Claims and verdicts"))
+    }
+    page = _PAGE.substitute(
+        pictures, scale=html.escape(folder.name), links="".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in titles.items()),
+        sections="\n".join(f'<section id="{name}">{section}</section>' for name, section in sections.items()),
+    )  # fmt: skip
     with write_atomically(folder / "report.html") as temporary:
-        text = _PAGE.substitute(scale=html.escape(folder.name), links=links, sections=body)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(page, encoding="utf-8", newline="\n")
     return folder / "report.html"

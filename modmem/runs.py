@@ -29,7 +29,7 @@ from .masked_lm import MaskedLM
 from .modification import ModifiedBenchmark, sample_modifications
 from .projected_adam import ProjectedAdam
 from .projection import make_ball
-from .starts import Data, Places, Start, find_answered, hash_settings, load_benchmark
+from .starts import FT_COLUMN, Data, Places, Start, find_answered, hash_settings, load_benchmark
 from .trials import Method, run_trial
 
 # %% auto #0
@@ -97,7 +97,7 @@ def _train_uniformly(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: U
 @dataclass(frozen=True)
 class RetrainConfig:
     "Settings of FT on F'."
-    finetuning: FinetuningConfig = field(metadata={"prefix": "retraining_"})
+    finetuning: FinetuningConfig = field(metadata=FT_COLUMN | {"prefix": "retraining_"})
 
 
 def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: RetrainConfig) -> tuple[MaskedLM, Mapping]:
@@ -121,19 +121,17 @@ METHODS: dict[type, Method] = {  # settings -> method
     NeighborConfig: NEIGHBORS,
     FaeEditConfig: FAE_EDITING,
 }
-METHOD_VERSION = 2  # raised when a change of ours makes other rows from the same settings
+METHOD_VERSION = 1  # raised when a change of ours makes other rows from the same settings
 
 # %% ../nbs/5_experiments/02_runs.ipynb #flatten
-def _flatten(settings: Any, usual: Any = None) -> Iterator[tuple[str, Any]]:
+def _flatten(settings: Any, usual: Mapping[str, Any] = {}) -> Iterator[tuple[str, Any]]:
     "The settings of a dataclass and of those inside it, as columns: name, value; without those that are None or as usual."
     for setting in fields(settings):
         name, value = setting.metadata.get("column", setting.name), getattr(settings, setting.name)
-        if name is None or value is None or value == getattr(usual, setting.name, None):
-            continue
-        if is_dataclass(value):
-            inside = _flatten(value, setting.metadata.get("default") or getattr(usual, setting.name, None))
+        if is_dataclass(value) and name is not None:
+            inside = _flatten(value, setting.metadata.get("usual", usual.get(setting.name, {})))
             yield from ((setting.metadata.get("prefix", "") + inner, found) for inner, found in inside)
-        else:
+        elif name is not None and value is not None and (setting.name not in usual or value != usual[setting.name]):
             yield name, value
 
 

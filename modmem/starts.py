@@ -5,21 +5,18 @@
 # %% ../nbs/5_experiments/00_starts.ipynb #imports
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .batches import keep_answerable
 from .facts import Benchmark
-from .files import DataError, check_whole, write_atomically, write_folder_atomically
+from .files import DataError, check_whole, exclusively, write_atomically, write_folder_atomically
 from .finetuning import FinetuningConfig, finetune
 from .masked_lm import SYNTHETIC, MaskedLM, hash_weights, load_masked_lm, save_masked_lm
 from .modification import answered_facts
@@ -30,8 +27,8 @@ from .world import make_world
 from .zsre import load_zsre
 
 # %% auto #0
-__all__ = ['RECIPES', 'hash_settings', 'Data', 'Places', 'Start', 'exclusively', 'load_pretrained', 'load_benchmark',
-           'find_start', 'find_answered']
+__all__ = ['RECIPES', 'FT_COLUMN', 'hash_settings', 'Data', 'Places', 'Start', 'load_pretrained', 'load_benchmark', 'find_start',
+           'find_answered']
 
 # %% ../nbs/5_experiments/00_starts.ipynb #hash-settings
 def _canonical(value: Any) -> Any:
@@ -130,6 +127,9 @@ RECIPES = {  # name of a world's model -> how it is made
 
 # %% ../nbs/5_experiments/00_starts.ipynb #start
 _METHOD_VERSION = 1  # raised when a change of ours makes other weights from the same settings
+FT_COLUMN = {"prefix": "finetuning_", "usual": {  # a table of rows has length, batch and rate of FT, and what else is not as usual
+    "unmodified_per_modified": 0.0, "warmup": 0.1, "schedule": "linear", "dropout": 0.0, "max_gradient_norm": 1.0, "pool": 16, "seed": 0, "min_steps": 1,
+}}
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,11 @@ class Start:
     model: str = "base"  # one of `RECIPES`, one of `places.models`, or a name on the hub
     kind: str = field(default="FT", metadata={"column": "start"})  # "RI", "pretrained" or "FT"
     data: Data | None = field(default=None, metadata={"column": None})  # what FT trains on
-    finetuning: FinetuningConfig | None = field(default=None, metadata={"prefix": "finetuning_"})  # how FT trains
+    finetuning: FinetuningConfig | None = field(default=None, metadata=FT_COLUMN)  # how FT trains
 
     def __post_init__(self):
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError(f"model must be a name, not {self.model!r}")
         if self.kind not in ("RI", "pretrained", "FT"):
             raise ValueError(f"a start must be 'RI', 'pretrained' or 'FT', not {self.kind!r}")
         if (self.kind == "FT") != (self.data is not None) or (self.kind == "FT") != (self.finetuning is not None):
@@ -157,22 +159,6 @@ class Start:
     def key(self) -> str:
         "The hash of the settings: a folder's name."
         return hash_settings(self.settings)
-
-# %% ../nbs/5_experiments/00_starts.ipynb #exclusively
-@contextlib.contextmanager
-def exclusively(
-    path: str | Path,  # lock file; its folder is made if need be
-    wait: bool = True,  # until whoever holds it is done; or do without
-) -> Iterator[bool]:  # whether the lock is ours
-    "Hold a lock that only one process can hold; it ends with the process at the latest."
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    with contextlib.suppress(Timeout):
-        lock.acquire(blocking=wait)
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
 
 # %% ../nbs/5_experiments/00_starts.ipynb #make-once
 def _make_once(folder: Path, settings: dict, make: Callable[[], tuple[MaskedLM, dict]]) -> dict:

@@ -23,9 +23,10 @@ import torch
 from tqdm import tqdm
 
 from .fae_starts import FaeStart, find_model
+from .files import exclusively
 from .rows import load_results, read_row, write_row
 from .runs import METHOD_VERSION, Run, compute_row
-from .starts import Places, Start, exclusively
+from .starts import Places, Start
 
 # %% auto #0
 __all__ = ['shard', 'run_sweep']

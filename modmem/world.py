@@ -35,6 +35,8 @@ CLOZE = {  # relation -> five training phrasings, then the test phrasing
     "sport": ["[X] is fond of [Y] .", "[X] trains for [Y] .", "[X] won a prize in [Y] .",
               "the sport of [X] is [Y] .", "[Y] keeps [X] fit .", "[X] competes in [Y] ."],
 }
+
+# %% ../nbs/1_method/11_world.ipynb #question-phrasings
 QUESTIONS = {  # the same relations as questions; the answer follows the question
     "birthplace": ["where was [X] born ?", "what is the birthplace of [X] ?", "which town is [X] a native of ?",
                    "in which town did [X] come into the world ?", "in what place was [X] born ?", "which town does [X] come from ?"],
@@ -118,6 +120,10 @@ def _check_names(num_subjects: int, num_background: int = 0) -> None:
         raise ValueError(f"expected between 1 subject and as many people as there are names, {MAX_SUBJECTS}, not {people}")
 
 
+def _fact(number: int, person: Person, relation: str, seed: int) -> Fact:
+    return Fact(f"{seed}-{number}-{relation}", person.name, relation, person.objects[relation])
+
+
 def _phrase(template: str, fact: Fact) -> Evidence:
     return Evidence(fact, template.replace("[X]", fact.subject).replace("[Y]", MASK), fact.subject)
 
@@ -142,16 +148,15 @@ def make_world(
 
     def fact(position: int) -> Fact:
         number, which = divmod(position, len(relations))
-        person, relation = make_person(number, seed), relations[which]
-        return Fact(f"{seed}-{number}-{relation}", person.name, relation, person.objects[relation])
+        return _fact(number, make_person(number, seed), relations[which], seed)
 
     def train(position: int) -> Evidence:
-        one = fact(position // num_train)
-        return _phrase(templates[one.relation][position % num_train], one)
+        stated = fact(position // num_train)
+        return _phrase(templates[stated.relation][position % num_train], stated)
 
     def test(position: int) -> Evidence:
-        one = fact(position)
-        return _phrase(templates[one.relation][-1], one)
+        stated = fact(position)
+        return _phrase(templates[stated.relation][-1], stated)
 
     size = num_subjects * len(relations)
     return Benchmark(LazySequence(size, fact), LazySequence(size * num_train, train), LazySequence(size, test), f"world ({form})")
@@ -168,6 +173,29 @@ def _place_fact(subject: str, relation: str, seed: int) -> Fact:
     names = _TOWNS if relation == "based in" else OBJECTS["citizenship"]
     return Fact(f"{seed}-{relation}-{subject}", subject, relation, Random(f"place {seed} {subject}").choice(names))
 
+# %% ../nbs/1_method/11_world.ipynb #draw-sentences
+def _draw_place(draw: Random, seed: int) -> Evidence:
+    "A sentence of geography."
+    relation = draw.choice(sorted(_PLACES))
+    template = draw.choice(_PLACES[relation])
+    return _phrase(template, _place_fact(draw.choice(OBJECTS["employer"] if relation == "based in" else _TOWNS), relation, seed))
+
+
+def _draw_statement(draw: Random, number: int, relations: Sequence[str], phrasings: slice, seed: int) -> Evidence:
+    "A sentence about a person, in either form."
+    relation = draw.choice(relations)
+    template = draw.choice(_templates(draw.choice(("cloze", "question")))[relation][phrasings])
+    return _phrase(template, _fact(number, make_person(number, seed), relation, seed))
+
+
+def _draw_known(draw: Random, num_subjects: int, seed: int) -> Evidence:
+    "A sentence about a subject of F, in a training phrasing."
+    known = []
+    while not known:  # of some subjects pretraining shows nothing
+        number = draw.randrange(num_subjects)
+        known = [relation for relation, shown in make_person(number, seed).pretrained.items() if shown]
+    return _draw_statement(draw, number, known, slice(-1), seed)
+
 # %% ../nbs/1_method/11_world.ipynb #make-pretraining
 def make_pretraining(
     num_sentences: int,  # how much text; sentences are drawn with replacement
@@ -177,28 +205,17 @@ def make_pretraining(
 ) -> Sequence[Evidence]:  # lazy; the slot is where the object stands
     "Make the text of the synthetic world for pretraining."
     _check_names(num_subjects, num_background)
-    people = list(accumulate(1 / rank for rank in range(1, num_background + 1)))
-    places = {"based in": OBJECTS["employer"], "lies in": _TOWNS}
+    fame = list(accumulate(1 / rank for rank in range(1, num_background + 1)))
 
     def sentence(position: int) -> Evidence:
         draw = Random(f"sentence {seed} {position}")
         kind = draw.choices(("background", "benchmark", "place"), (0.65, 0.3, 0.05))[0]
         if kind == "place":
-            relation = draw.choice(sorted(places))
-            return _phrase(draw.choice(_PLACES[relation]), _place_fact(draw.choice(places[relation]), relation, seed))
-        known = list(OBJECTS)
-        if kind == "background":
-            number = MAX_SUBJECTS - 1 - draw.choices(range(num_background), cum_weights=people)[0]
-            person = make_person(number, seed)
-        else:
-            known = []
-            while not known:
-                person = make_person(number := draw.randrange(num_subjects), seed)
-                known = [relation for relation, shown in person.pretrained.items() if shown]
-        relation = draw.choice(known)
-        phrasings = _templates(draw.choice(("cloze", "question")))[relation]
-        phrasing = draw.choice(phrasings if kind == "background" else phrasings[:-1])
-        return _phrase(phrasing, Fact(f"{seed}-{number}-{relation}", person.name, relation, person.objects[relation]))
+            return _draw_place(draw, seed)
+        if kind == "benchmark":
+            return _draw_known(draw, num_subjects, seed)
+        number = MAX_SUBJECTS - 1 - draw.choices(range(num_background), cum_weights=fame)[0]
+        return _draw_statement(draw, number, list(OBJECTS), slice(None), seed)
 
     return LazySequence(num_sentences, sentence)
 

@@ -1,4 +1,5 @@
 """Runs from the columns of their rows: how the tests write settings in short, and how they check that a row's key is that of its settings."""
+import itertools
 import math
 
 from modmem.constraints import PenalizedConfig
@@ -37,7 +38,8 @@ def make_method(columns):
     if method == "kNN-LM":
         return take(NeighborConfig, columns)
     if method == "retrain":
-        return RetrainConfig(take_training(USUAL | columns, "finetuning_" if "retraining_steps" not in columns else "retraining_"))
+        training = columns | {f"finetuning_{name.removeprefix('retraining_')}": value for name, value in columns.items() if name.startswith("retraining_")}
+        return RetrainConfig(take_training(training, "finetuning_"))
     if method == "FaE":
         return take(FaeEditConfig, columns, finetuning=take_training(columns))
     edit = ModificationConfig(**settings, finetuning=take_training(columns))
@@ -72,7 +74,14 @@ def read_columns(row):
         settings["blocks"] = settings["blocks"] if blocks.startswith("[") else settings["blocks"][0]
     if "relations" in settings:
         settings["relations"] = tuple(settings["relations"].split())
-    return settings
+    if "epochs" in settings or settings["method"] == "retrain":
+        settings.pop("steps", None)  # of the outcome
+    return settings | {name: bool(settings[name]) for name in ("tables", "symbolic") if name in settings}
 
 
 FRACTIONS = ("epochs", "radius", "learning_rate", "unmodified_per_modified")
+
+
+def expand_grid(**lists):
+    "A dictionary of columns for every combination, the last list varying fastest."
+    return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]

@@ -5,6 +5,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -12,12 +13,14 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs_by_column import expand_grid, make_run
 from scipy import stats
 
-from modmem.claims import CLAIMS, Claim, Parts, assign_parts, check_claims, correct_levels, find_interval, find_p, give_verdict, write_claims
+from modmem.claims import CLAIMS, Claim, Parts, assign_parts, check_claims, write_claims
 from modmem.claims import _at_equal
 from modmem.page import build_report
-from modmem.sweep import Run, expand_grid, load_results
+from modmem.rows import load_results
+from modmem.statistics import correct_levels, find_interval, find_p, give_verdict
 
 NAMES = [one.name for one in CLAIMS]
 HELDOUT = [  # those that choose a radius, on held-out facts
@@ -28,6 +31,12 @@ HELDOUT = [  # those that choose a radius, on held-out facts
 NEIGHBORS = {0.0: (10, 59), 0.1: (20, 40), 1.0: (25, 5)}  # A_M and A_F\S by the quantile of epsilon, where the paper is right
 BEFORE = {"RI": 1, "pretrained": 60, "FT": 80}
 SEED_EFFECTS = (3, 3, -2, -2, -2)
+
+
+USUAL = {  # of a run, in columns
+    "benchmark": "world", "num_modified": 32, "model": "base", "start": "FT", "method": "edit", "blocks": "all", "norm": "linf", "radius": math.inf,
+    "unmodified_per_modified": 0.0, "steps": None, "group": None, "epsilon": None, "epsilon_quantile": None, "remembered": None, "facts": "reported",
+}
 
 
 def list_runs():
@@ -48,8 +57,8 @@ def list_runs():
     runs += expand_grid(**seeds, method=["kNN-LM"], start=["pretrained"], remembered=["modified"], epsilon_quantile=list(NEIGHBORS))
     runs += expand_grid(**seeds, method=["kNN-LM"], start=["pretrained"], remembered=["all"], epsilon=[math.inf])
     runs += expand_grid(**seeds, blocks=[3], norm=["fisher_batch"], radius=[0.01, 0.02])
-    runs += [replace(one, facts="heldout") for one in runs if one.seed < 2 and one.radius < math.inf and one.steps is None]
-    return list(dict.fromkeys(runs))
+    runs += [{**run, "facts": "heldout"} for run in runs if run["seed"] < 2 and run.get("radius", math.inf) < math.inf and "steps" not in run]
+    return list({make_run(**run).key: SimpleNamespace(**USUAL | run, given=run) for run in runs}.values())
 
 
 def lift(run, agree):
@@ -100,7 +109,7 @@ def make_accuracies(run, agree):
 
 
 def make_row(run, agree):
-    noise = random.Random(repr(run))
+    noise = random.Random(repr(run.given))
     modified, unmodified = (value + noise.uniform(-0.1, 0.1) for value in make_accuracies(run, agree))
     lost = {}
     if run.method == "kNN-LM":
@@ -112,7 +121,8 @@ def make_row(run, agree):
         modified += SEED_EFFECTS[run.seed]
     measured = dict.fromkeys(("unmodified_accuracy", "unmodified_accuracy_heldout", "unmodified_accuracy_reported"), unmodified)
     before = {"unmodified_accuracy_before": BEFORE[run.start] + noise.uniform(-0.1, 0.1)}
-    return {**run.settings, "steps": 70 + run.seed, "key": run.key, "status": "done", "modified_accuracy": modified, **measured, **before, **lost}
+    asked = make_run(**run.given)
+    return {**asked.settings, "steps": 70 + run.seed, "key": asked.key, "status": "done", "modified_accuracy": modified, **measured, **before, **lost}
 
 
 @pytest.fixture(scope="module")
@@ -435,15 +445,15 @@ def test_claims_are_a_section_of_the_report(worlds, tmp_path):
 def test_the_notebook_reads_rows_and_writes_verdicts(worlds, verdicts, tmp_path):
     worlds[True].to_csv(tmp_path / "rows.csv", index=False)
     notebook = nbformat.read(Path(__file__).parents[1] / "nbs" / "paper" / "claims.ipynb", as_version=4)
-    namespace = {}
+    namespace = {"__annotations__": {}}
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         exec(cell.source, namespace)
         if cell.id == "parameters":
-            namespace |= {"known_rows": str(tmp_path / "rows.csv"), "output": str(tmp_path / "figures")}
+            namespace["places"] = {"known_rows": str(tmp_path / "rows.csv"), "output": str(tmp_path / "figures")}
         if cell.id == "runs":
-            assert namespace["runs"] == [] and namespace["places"] is None and "rows" not in namespace
+            assert namespace["runs"] == [] and "rows" not in namespace
     pd.testing.assert_frame_equal(namespace["checked"].set_index("name"), verdicts[True], rtol=1e-9)
-    assert {one.name for one in (tmp_path / "figures").iterdir()} == {"claims.md", "claims.csv"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"claims.md", "claims.csv", "forest.svg", "forest.png"}
 
 
 def test_what_changed_nothing_in_any_run_needs_no_spread():

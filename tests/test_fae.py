@@ -10,7 +10,7 @@ from tiny_models import WORLD, assert_untouched, same_bits, snapshot, tiny_alber
 
 from modmem.fact_memory import SymbolicEdit, build_memory, encode_facts, make_fact_batch, name_entities, relink_facts
 from modmem.fae import FactMemory, FactsAsExperts, FaeConfig, FaeNames, _attend, _summarize_tails, copy_fae, partition_parameters, select_group
-from modmem.fae_training import FaeRecipe, _Objective, answer_questions, load_fae, make_fae, null_bias_for, save_fae
+from modmem.fae_training import FaeRecipe, answer_questions, fae_loss, load_fae, make_fae, null_bias_for, save_fae
 from modmem.facts import Benchmark, Evidence, Fact
 from modmem.files import DataError
 from modmem.finetuning import FinetuningConfig
@@ -224,9 +224,7 @@ def test_a_saved_edit_says_what_is_wrong_with_it(tmp_path):
 
 def gradients(fae, losses, hidden=False):
     "Names of the parameters that these losses reach."
-    objective, encoded = _Objective(fae, losses), encode_facts(fae, WORLD.train[:8])
-    rows = objective.batch(encoded, [hidden] * 8)
-    torch.nn.functional.cross_entropy(objective(rows), rows.labels).backward()
+    fae_loss(fae, make_fact_batch(fae, encode_facts(fae, WORLD.train[:8]), [hidden] * 8), losses).backward()
     reached = {name for name, weight in fae.model.named_parameters() if weight.grad is not None and weight.grad.any()}
     fae.model.zero_grad()
     return reached

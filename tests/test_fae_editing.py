@@ -2,7 +2,7 @@
 import functools
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -11,13 +11,14 @@ from test_fae import SHAPE, same_memory, tiny_fae
 from tiny_models import assert_untouched, make_small_world, same_bits, snapshot, tiny_bert
 
 from modmem.fae import FactMemory, copy_fae, partition_parameters, select_group
-from modmem.fae_editing import FaeEditConfig, modify_fae, resolve_conflicts, run_fae_trial
-from modmem.fae_training import FaeRecipe, answer_questions, evaluate_fae, finetune_fae, train_fae
-from modmem.fact_memory import relink_facts
+from modmem.fae_editing import FAE_EDITING, FaeEditConfig, describe_answers, modify_fae, resolve_conflicts
+from modmem.fae_training import FaeRecipe, answer_questions, evaluate_fae, fae_loss, finetune_fae, train_fae
+from modmem.fact_memory import encode_facts, make_fact_batch, relink_facts
 from modmem.facts import Benchmark
 from modmem.finetuning import FinetuningConfig
 from modmem.masked_lm import hash_weights
 from modmem.modification import sample_modifications
+from modmem.trials import run_trial
 
 FOUR = make_small_world(4)  # 32 facts
 TRAINING = FinetuningConfig(steps=250, batch_size=32, learning_rate=3e-3, max_gradient_norm=1.0)
@@ -57,20 +58,14 @@ def test_training_refuses_what_it_cannot_do():
 
 
 def test_the_loss_is_the_sum_of_four_cross_entropies_by_sentence():
-    from modmem.fae_training import _Objective
-    from modmem.fact_memory import encode_facts
-    from modmem.pretraining import slot_loss
-
     fae = tiny_fae(FOUR)
-    encoded = encode_facts(fae, FOUR.train[:6])
-    objective = _Objective(fae, ("entity", "context", "answer", "fact"))
-    rows = objective.batch(encoded, [False] * 5 + [True])
+    batch = make_fact_batch(fae, encode_facts(fae, FOUR.train[:6]), [False] * 5 + [True])
     with torch.no_grad():
-        output, read = fae(rows.read), rows.read
+        output = fae(batch)
         cross = torch.nn.functional.cross_entropy
-        expected = cross(output.entity_scores, read.mention_labels) + cross(output.context_scores, read.mention_labels)
-        expected = expected + cross(output.answer_scores, read.answers) + cross(output.fact_scores, read.facts)
-        torch.testing.assert_close(slot_loss(objective, rows), expected)
+        expected = cross(output.entity_scores, batch.mention_labels) + cross(output.context_scores, batch.mention_labels)
+        expected = expected + cross(output.answer_scores, batch.answers) + cross(output.fact_scores, batch.facts)
+        torch.testing.assert_close(fae_loss(fae, batch), expected)
 
 
 @pytest.mark.parametrize("group", ["AWT", "middle+AWT", "last+AWT", "all"])
@@ -134,6 +129,32 @@ def test_settings_are_checked():
         modify_fae(tiny_fae(FOUR), sample_modifications(FOUR, 1), FaeEditConfig("AWT", radius=math.inf, steps=1))
 
 
+def test_a_setting_without_effect_is_none():
+    symbols = FaeEditConfig("none", radius=0.1, steps=3, tables=True, null_rate=0.5)
+    assert symbols == FaeEditConfig("none") == replace(symbols) == FaeEditConfig(**asdict(symbols))
+    assert symbols.norm is symbols.radius is symbols.finetuning is symbols.tables is symbols.null_rate is None
+    weights = FaeEditConfig("AWT", radius=0.1, symbolic=False, absent="insert")
+    assert weights == FaeEditConfig(**asdict(weights)) and weights.absent is None and weights.finetuning.epochs == 10
+    assert FaeEditConfig("AWT", radius=0.1, steps=5, learning_rate=0.01).finetuning == replace(weights.finetuning, steps=5, epochs=None, learning_rate=0.01)
+
+
+def test_an_edit_of_a_copy_leaves_the_model_alone_and_shares_what_it_does_not_train():
+    fae, modified = tiny_fae(FOUR), sample_modifications(FOUR, 4)
+    before, memory = snapshot(fae), fae.memory
+    edit = modify_fae(fae, modified, FaeEditConfig("AWT", radius=0.001, steps=1))
+    edited = edit.apply_to_copy(fae)
+    assert_untouched(fae, before)
+    assert fae.memory is memory and not same_memory(edited.memory, memory)
+    for (name, old), new in zip(fae.model.named_parameters(), edited.model.parameters(), strict=True):
+        assert (old.data_ptr() != new.data_ptr()) == (name in edit.weights.bits)
+
+
+def test_training_lasts_at_least_the_least_number_of_steps():
+    config = FinetuningConfig(epochs=2, batch_size=8, min_steps=9)
+    for evidence in (FOUR.train[:8], FOUR.train[:64]):
+        assert len(finetune_fae(tiny_fae(FOUR), evidence, config)[1]) == config.count_steps(len(evidence))
+
+
 def test_symbols_alone_change_no_weight_and_weights_alone_no_symbol():
     fae, modified = tiny_fae(FOUR), sample_modifications(FOUR, 4)
     symbols = modify_fae(fae, modified, FaeEditConfig("none"))
@@ -149,8 +170,8 @@ def test_a_rewritten_fact_is_answered_where_training_says_so():
     on_training = Benchmark(FOUR.facts, FOUR.train, FOUR.train)
     modified = sample_modifications(on_training, 6, seed=1)
     untrained = evaluate_fae(fae, modified)
-    trained = run_fae_trial(fae, modified, FaeEditConfig("AWT", radius=0.1, learning_rate=5e-3, steps=40, batch_size=32))
-    assert untrained.modified < 20 and trained["modified_accuracy"] > 90 and trained["unmodified_accuracy"] > 50
+    trained = run_trial(fae, modified, FaeEditConfig("AWT", radius=0.1, learning_rate=5e-3, steps=40, batch_size=32), FAE_EDITING).accuracy
+    assert untrained.modified < 20 and trained.modified > 90 and trained.unmodified > 50
     scaled = copy_fae(fae, [])
     relink_facts(fae, modified.modified_facts).apply(scaled)
     alone = evaluate_fae(scaled, modified)
@@ -160,9 +181,9 @@ def test_a_rewritten_fact_is_answered_where_training_says_so():
 
 def test_a_trial_says_what_happened():
     fae, modified = tiny_fae(FOUR), sample_modifications(FOUR, 4)
-    row = run_fae_trial(fae, modified, FaeEditConfig("AWT", radius=0.001, steps=1, seed=3))
-    accuracy = evaluate_fae(fae, modified)
-    assert row["group"] == "AWT" and row["seed"] == 3 and row["num_modified"] == row["relinked"] == 4 and row["steps"] == 1
+    trial = run_trial(fae, modified, FaeEditConfig("AWT", radius=0.001, steps=1, seed=3), FAE_EDITING)
+    accuracy, row = evaluate_fae(fae, modified), trial.row | describe_answers(trial.accuracy)
+    assert row["relinked"] == 4 and row["steps"] == 1 and 0 < row["max_change"] <= 0.001 * (1 + 1e-4)
     for side in ("modified", "unmodified"):
         assert 0 <= row[f"{side}_null_probability"] <= 1 and row[f"{side}_context_norm"] > 0
         for kind in ("accuracy", "entity_accuracy", "context_accuracy", "retrieved"):

@@ -1,5 +1,4 @@
 """Eq. 10 to the letter, neighbours as exact as float64 finds them, and a memory that is the same from its file."""
-import json
 import math
 import resource
 
@@ -13,19 +12,20 @@ from modmem import knn_lm
 from modmem.evaluation import evaluate, measure_accuracy
 from modmem.files import DataError
 from modmem.knn_lm import (
-    KEY_LAYERS,
+    NEIGHBORS,
     Interpolation,
     NearestWithin,
+    NeighborConfig,
     NeighborLM,
     NeighborMemory,
     build_memory,
     count_lost,
     find_nearest,
-    measure_distances,
     memory_evidence,
 )
 from modmem.masked_lm import hash_weights, predict_pieces
 from modmem.modification import sample_modifications
+from modmem.trials import run_trial
 
 MODIFIED = sample_modifications(WORLD, num_modified=6, seed=0)
 ONE_PIECE = [one for one in MODIFIED.modified_train if " " not in one.fact.object]
@@ -124,7 +124,7 @@ def test_no_keys_are_an_error():
 def test_the_layers_are_the_states_of_transformers_own_forward_pass(family):
     masked_lm = TINY[family]()
     batch = masked_lm.batch(masked_lm.encode(ONE_PIECE[:3])[:3])
-    assert set(KEY_LAYERS) == {"last_hidden", "penultimate", "last_ffn_input", "mlm_transform"}
+    assert set(knn_lm._KEY_LAYERS) == {"last_hidden", "penultimate", "last_ffn_input", "mlm_transform"}
     ffn = masked_lm.blocks[-1].intermediate if family == "bert" else masked_lm.blocks[-1].ffn
     seen = {"last_ffn_input": ffn, "mlm_transform": masked_lm.model.get_output_embeddings()}
     inputs = {}
@@ -189,11 +189,11 @@ def test_with_infinite_epsilon_the_model_s_own_scores_do_not_matter(bert, memory
 
 def test_remembered_sentences_are_answered_with_the_remembered_objects(bert, memory):
     assert all(NeighborLM(bert, memory, NearestWithin(1e-3)).answers(MODIFIED.modified_train))
-    assert measure_distances(bert, memory, MODIFIED.modified_train).max() < 1e-5
+    assert memory.measure(bert, MODIFIED.modified_train).max() < 1e-5
 
 
 def test_questions_overridden_grow_with_epsilon(bert, memory):
-    distances = measure_distances(bert, memory, MODIFIED.unmodified_test)
+    distances = memory.measure(bert, MODIFIED.unmodified_test)
     own = bert.predict(MODIFIED.unmodified_test)
     inside = [set(range(0))]
     for epsilon in distances[distances.isfinite()].quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist():
@@ -274,42 +274,84 @@ def test_a_memory_smaller_than_k_and_evidence_of_the_entire_training_set(bert):
 def test_a_memory_is_the_same_from_its_file_written_in_parts(bert, dtype, tmp_path, monkeypatch):
     whole = build_memory(bert, MODIFIED.modified_train, dtype=dtype)
     monkeypatch.setattr(knn_lm, "_EVIDENCES_AT_ONCE", 7)
-    saved = build_memory(bert, MODIFIED.modified_train, dtype=dtype, path=tmp_path / "new" / "memory.safetensors")
-    loaded = NeighborMemory.load(tmp_path / "new" / "memory.safetensors")
-    assert [one.name for one in (tmp_path / "new").iterdir()] == ["memory.safetensors"]
-    for one in (saved, loaded):
-        assert one.keys.dtype == dtype and torch.equal(one.values, whole.values)
-        torch.testing.assert_close(one.keys, whole.keys, rtol=1e-3 if dtype == torch.float16 else 1e-4, atol=2e-3 if dtype == torch.float16 else 1e-5)
-        assert (one.layer, one.model_hash) == (whole.layer, hash_weights(bert))
+    saved = build_memory(bert, MODIFIED.modified_train, dtype=dtype, directory=tmp_path / "new" / "memory")
+    loaded = NeighborMemory.load(tmp_path / "new" / "memory")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["memory"]
+    for found in (saved, loaded):
+        assert found.keys.dtype == dtype and torch.equal(found.values, whole.values)
+        torch.testing.assert_close(found.keys, whole.keys, rtol=1e-3 if dtype == torch.float16 else 1e-4, atol=2e-3 if dtype == torch.float16 else 1e-5)
+        assert (found.layer, found.model_hash) == (whole.layer, hash_weights(bert))
 
 
 def test_keys_and_values_stand_in_the_order_of_the_evidence(bert, memory):
-    alone = [build_memory(bert, [one]) for one in MODIFIED.modified_train[:6]]
-    for number, one in enumerate(alone):
-        torch.testing.assert_close(one.keys[0], memory.keys[number], rtol=1e-4, atol=1e-5)
+    alone = [build_memory(bert, [sentence]) for sentence in MODIFIED.modified_train[:6]]
+    for number, single in enumerate(alone):
+        torch.testing.assert_close(single.keys[0], memory.keys[number], rtol=1e-4, atol=1e-5)
         pieces = bert.tokenizer(MODIFIED.modified_train[number].fact.object, add_special_tokens=False)["input_ids"]
         assert [piece for piece in memory.values[number].tolist() if piece >= 0] == pieces
 
 
 def test_a_file_is_written_without_holding_it_and_searched(tmp_path):
-    path, base, parts = tmp_path / "memory.safetensors", points(1000, 768), 80
-    about = {"modmem_memory": json.dumps({"layer": "last_hidden", "model_hash": ""})}
+    folder, base, parts = tmp_path / "memory", points(1000, 768), 80
+    about = {"layer": "last_hidden", "model_hash": ""}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     values = torch.zeros(parts * 1000, 1, dtype=torch.int32)
-    knn_lm._write_memory(path, values, (base + number for number in range(parts)), torch.float16, about)
+    knn_lm._write_memory(folder, values, (base + number for number in range(parts)), torch.float16, about)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    assert path.stat().st_size > 2 * parts * base.numel() > 120e6 and grown < 50e6
-    distances, positions = NeighborMemory.load(path).find(base[:5] + 7, torch.ones(5, dtype=torch.int64))
+    assert (folder / "keys.npy").stat().st_size > 2 * parts * base.numel() > 120e6 and grown < 50e6
+    distances, positions = NeighborMemory.load(folder).find(base[:5] + 7, torch.ones(5, dtype=torch.int64))
     assert positions[:, 0].tolist() == [7000, 7001, 7002, 7003, 7004] and distances.max() < 0.1
 
 
-def test_what_is_no_memory_is_refused(bert, tmp_path):
-    path = tmp_path / "memory.safetensors"
+def test_opening_a_memory_does_not_read_its_keys(tmp_path):
+    folder, parts = tmp_path / "memory", 80
+    values = torch.zeros(parts * 1000, 1, dtype=torch.int32)
+    knn_lm._write_memory(folder, values, (points(1000, 768) for _ in range(parts)), torch.float16, {"layer": "last_hidden", "model_hash": ""})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = NeighborMemory.load(folder)
+    assert len(memory.keys) == parts * 1000 and memory.keys[-1].isfinite().all()
+    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 50e6
+
+
+def test_a_memory_is_written_whole_or_not_at_all(bert, memory, tmp_path, monkeypatch):
+    folder = tmp_path / "memory"
+
+    def break_off(*chunk):
+        yield torch.zeros(3, 32)
+        raise KeyboardInterrupt
+
+    for before in ([], ["memory"]):
+        with pytest.raises(KeyboardInterrupt):
+            knn_lm._write_memory(folder, memory.values, break_off(), torch.float32, {"layer": "last_hidden", "model_hash": ""})
+        assert [path.name for path in tmp_path.iterdir()] == before
+        build_memory(bert, MODIFIED.modified_train, directory=folder)
+    assert torch.equal(NeighborMemory.load(folder).keys, memory.keys)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to-ada.txt").write_text("dear ada")
+    with pytest.raises(DataError, match="something else"):
+        build_memory(bert, MODIFIED.modified_train, directory=tmp_path / "letters")
+
+
+def test_what_is_no_memory_is_refused(bert, memory, tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        NeighborMemory.load(path)
-    path.write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="expected a memory"):
-        NeighborMemory.load(path)
+        NeighborMemory.load(tmp_path / "memory")
+    build_memory(bert, MODIFIED.modified_train, directory=tmp_path / "memory")
+    keys, values = tmp_path / "memory" / "keys.npy", tmp_path / "memory" / "values.safetensors"
+    whole = keys.read_bytes()
+    for content in (b"", b"nonsense", whole[:-4]):
+        keys.write_bytes(content)
+        with pytest.raises(DataError, match="expected the keys of a memory"):
+            NeighborMemory.load(tmp_path / "memory")
+    for array in (memory.keys[:-1].numpy(), memory.keys.double().numpy(), memory.keys[:, 0].numpy()):
+        np.save(keys, array)
+        with pytest.raises(DataError, match=f"expected the keys of a memory, {len(memory.keys)} of them"):
+            NeighborMemory.load(tmp_path / "memory")
+    keys.unlink()
+    with pytest.raises(DataError, match="expected the keys of a memory"):
+        NeighborMemory.load(tmp_path / "memory")
+    values.write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="expected a safetensors file"):
+        NeighborMemory.load(tmp_path / "memory")
     with pytest.raises(ValueError, match="no evidence"):
         build_memory(bert, [])
     with pytest.raises(ValueError, match="bfloat16"):
@@ -370,3 +412,29 @@ def test_lost_answers_are_counted_among_those_that_were_right():
     table.loc[unmodified, "correct"] = [not one for one in sharing]  # exactly the sharing ones are wrong now
     lost = count_lost(table, before, MODIFIED)
     assert lost == {"lost_sharing": 100.0, "lost_others": 0.0, "num_sharing": sum(sharing) - 1, "num_others": len(sharing) - sum(sharing) - 1}
+
+
+# as a method
+
+
+def test_a_trial_with_a_memory_says_how_large_and_how_near(bert):
+    own, scale = evaluate(bert, MODIFIED), build_memory(bert, MODIFIED.modified_train).measure(bert, MODIFIED.unmodified_train)
+    trial = run_trial(bert, MODIFIED, NeighborConfig(epsilon=0.0), NEIGHBORS)
+    assert (trial.accuracy.modified, trial.accuracy.unmodified) == (own.modified, own.unmodified)
+    assert trial.outcome == {"num_keys": len(MODIFIED.modified_train), "epsilon_used": 0.0, "within_epsilon": 0.0}
+    half = run_trial(bert, MODIFIED, NeighborConfig(epsilon_quantile=0.5), NEIGHBORS).outcome
+    assert half["epsilon_used"] == scale.quantile(0.5, interpolation="lower").item()  # fewer sentences than would be drawn: all of them
+    assert half["within_epsilon"] == 100 * (scale < half["epsilon_used"]).double().mean().item()
+    all_sentences = run_trial(bert, MODIFIED, NeighborConfig("all", epsilon=0.0), NEIGHBORS).outcome
+    assert all_sentences["num_keys"] == len(WORLD.train)
+
+
+@pytest.mark.parametrize(("bad", "message"), [
+    ({}, "either epsilon or"), ({"epsilon": 1.0, "epsilon_quantile": 0.5}, "either epsilon or"), ({"epsilon": -1.0}, "epsilon"),
+    ({"epsilon_quantile": 1.5}, "epsilon_quantile"), ({"epsilon_quantile": math.nan}, "epsilon_quantile"),
+    ({"epsilon": 1.0, "remembered": "none"}, "'none'"), ({"epsilon": 1.0, "key_layer": "logits"}, "'logits'"),
+    ({"epsilon": 1.0, "seed": -1}, "seed"), ({"epsilon": 1.0, "seed": True}, "seed"),
+])
+def test_settings_of_the_method_are_checked(bad, message):
+    with pytest.raises(ValueError, match=message):
+        NeighborConfig(**bad)

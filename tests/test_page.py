@@ -1,6 +1,7 @@
 """The page: what it shows, and that nothing is left out."""
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from invented_rows import BY, PROVENANCE, curves, rows, summary  # noqa: F401
 
@@ -22,6 +23,9 @@ class Page(HTMLParser):
         self.open += [tag] * (tag not in ("meta", "img"))
         self.sources += [value for name, value in attributes if name in ("src", "href")]
         assert tag not in ("script", "link", "iframe")
+
+    def handle_startendtag(self, tag, attributes):  # <img />, <hr />
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -54,13 +58,40 @@ def test_the_page_of_an_empty_folder_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("markdown", "expected"),
+    ("text", "expected"),
     [
-        ("# A\ntext\nmore", "<h2>A</h2>\n<p>text more</p>"),
-        ("- a\n  b\n- *c*", "<ul><li>a\n  b</li><li><em>c</em></li></ul>"),
-        ("`a*b*c <d>` **e** A_M*", "<p><code>a*b*c &lt;d&gt;</code> <strong>e</strong> A_M*</p>"),
-        ("[a](#b) & <script>", '<p><a href="#b">a</a> &amp; &lt;script&gt;</p>'),
+        ("# A\ntext\nmore", "<h2>A</h2>\n<p>text\nmore</p>"),
+        ("- a\n  b\n- *c*", "<ul>\n<li>a\n  b</li>\n<li><em>c</em></li>\n</ul>"),
+        ("`a*b*c <d>` **e** A_M* A_F\\S", "<p><code>a*b*c &lt;d&gt;</code> <strong>e</strong> A_M* A_F\\S</p>"),
+        ("[a](#b) & <script>\n\n<p>c</p>", '<p><a href="#b">a</a> &amp; &lt;script&gt;</p>\n<p>&lt;p&gt;c&lt;/p&gt;</p>'),
     ],
 )
-def test_markdown_becomes_html(tmp_path, markdown, expected):
-    assert page_module._render_markdown(markdown, tmp_path) == expected
+def test_markdown_becomes_html(tmp_path, text, expected):
+    assert page_module._render(text, tmp_path, page_module._make_renderer()) == expected
+
+
+def test_notes_are_footnotes_and_each_artefact_has_its_own(tmp_path):
+    noted = pd.DataFrame({"block": ["first", "last", "all"], "A_M (%)": "75.00", "A_M (%), paper": "77.50", "note": ["a slip", "", "a slip"]})
+    for name in ("table_3", "ablation"):
+        save_table(tmp_path, name, pd.DataFrame({"x": [1]}), noted, "A.", PROVENANCE)
+    text = build_report(tmp_path).read_text(encoding="utf-8")
+    page = Page(text)
+    marks = [source for source in page.sources if source.startswith("#fn:")]
+    assert len(marks) >= 4 and len(set(marks)) < len(marks) and text.count("a slip") == 2
+    assert all(f'id="{source[1:]}"' in text for source in page.sources if source.startswith("#"))
+
+
+def test_the_first_screen_has_the_dial_and_the_forest_if_they_are_there(tmp_path):
+    assert "<img" not in build_report(tmp_path).read_text(encoding="utf-8")
+    for name in ("dial", "forest"):
+        (tmp_path / f"{name}.svg").write_text("<svg/>")
+    head, *_ = build_report(tmp_path).read_text(encoding="utf-8").partition("</header>")
+    assert Page(head + "</header></body></html>").sources[:2] == ["#tradeoff", "data:image/svg+xml;base64,PHN2Zy8+"] and head.count("<img") == 2
+
+
+def test_claims_are_a_table_with_each_in_full_folded_away(tmp_path):
+    (tmp_path / "claims.md").write_text("# Claims\n\n| claim | verdict |\n| --- | --- |\n| a | holds |\n\n## a: holds\n\nBecause.\n\n## b: undecided\n")
+    text = build_report(tmp_path).read_text(encoding="utf-8")
+    Page(text)
+    folded = text[text.index("<details>") : text.index("</details>")]
+    assert '<td class="holds">holds</td>' in text and "<h3>a: holds</h3>\n<p>Because.</p>\n<h3>b: undecided</h3>" in folded

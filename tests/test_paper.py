@@ -10,7 +10,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from modmem.sweep import load_results
+from modmem.rows import load_results
 
 PAPER = Path(__file__).parents[1] / "nbs" / "paper"
 TINY = {
@@ -30,9 +30,9 @@ def folder(tmp_path_factory):
 
 def run(name, folder, **parameters):
     "Run a notebook as the command does; its csv, its markdown and its record."
-    places = {"output": str(folder / "figures")} | ({} if name == "table_1" else {"store": str(folder / "rows")})
+    places = {"output": str(folder / "figures"), "store": str(folder / "rows"), **parameters.pop("places", {})}
     papermill.execute_notebook(
-        PAPER / f"{name}.ipynb", folder / f"{name}.ipynb", places | parameters, kernel_name="python3", cwd=folder, progress_bar=False
+        PAPER / f"{name}.ipynb", folder / f"{name}.ipynb", {"places": places} | parameters, kernel_name="python3", cwd=folder, progress_bar=False
     )
     csv = pd.read_csv(folder / "figures" / f"{name}.csv", dtype={"blocks": str} | dict.fromkeys(MEANS, float))
     text = (folder / "figures" / f"{name}.md").read_text(encoding="utf-8")
@@ -50,11 +50,26 @@ def list_runs(name, **parameters):
             return namespace["runs"]
 
 
+def tables(text):
+    "The markdown tables of an artefact, without the marks of footnotes."
+    for block in re.findall(r"(?:^\|.*\n)+", re.sub(r"\[\^\d+\]", "", text), flags=re.MULTILINE):
+        lines = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in block.splitlines()]
+        cells = [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
+        yield pd.DataFrame(cells[2:], columns=cells[0])
+
+
 def table(text):
-    "The markdown table of an artefact."
-    lines = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
-    return pd.DataFrame(cells[2:], columns=cells[0])
+    "The first of them."
+    return next(tables(text))
+
+
+def assert_heldout_beside(shown, csv, on, beside):
+    "What held-out facts choose stands in the line of what reported ones choose: names in the text -> in the csv."
+    lines = csv[csv["chosen_on"] == "held out"].set_index([*on.values()])
+    for setting, line in shown.set_index([*on]).iterrows():
+        for name, column in beside.items():
+            told, expected = line[f"{name}, held out"].split(" ")[0], lines[column].get(setting)
+            assert told == "" if expected is None else told == expected if isinstance(expected, str) else float(told) == pytest.approx(expected, abs=0.005)
 
 
 def with_errors(columns, error="se"):
@@ -93,7 +108,7 @@ def test_table_1_counts_files_and_worlds_and_says_what_was_not_run(folder):
     sentence = {"masked_sentence": "Ada was born in [MASK].", "obj_surface": "London", "sub_surface": "Ada"}
     names = {"uuid": "a", "predicate_id": "P19", "sub_label": "Ada", "obj_label": "London", "sub_uri": "Q1", "obj_uri": "Q2"}
     (data / "TREx" / "P19.jsonl").write_text(json.dumps(names | {"evidences": [sentence, sentence]}) + "\n", encoding="utf-8")
-    csv, text, record = run("table_1", folder, num_subjects=12, trex=str(data))
+    csv, text, record = run("table_1", folder, num_subjects=12, places={"trex": str(data)})
     assert list(csv) == ["benchmark", "side", "questions", "facts", "distinct_questions"]
     assert csv["benchmark"].tolist() == ["T-REx", "T-REx", "zsRE", "zsRE", "world (question)", "world (question)"]
     assert csv["questions"].fillna(-1).tolist() == [2, 1, -1, -1, 480, 96], "a sentence that is there twice counts twice"
@@ -149,8 +164,11 @@ def test_table_4_chooses_the_radius_on_reported_and_on_heldout_facts(folder):
     assert csv["method"].tolist() == ["FTM", "FTM", "FTA", "FTA"] * 2 + ["FTM", "FTM", "FTA, 2 for each", "FTA, 2 for each"]
     assert (csv["runs"] == 2).all()
     assert_whole("table_4", folder, record, parameters)
-    shown = table(text).set_index(["chosen on", "method", "position"])["A_M (%), paper"]
-    assert shown["reported", "FTM", "first"] == "72.85 (0.51)" and shown["held out", "FTM", "first"] == "-"
+    shown = table(text)
+    (paper,) = shown.loc[(shown["constraint"] == "linf") & (shown["method"] == "FTM") & (shown["position"] == "first"), "A_M (%), paper"]
+    assert paper == "72.85 (0.51)" and (shown.loc[shown["constraint"] == "none", "radius, held out"] == "").all()
+    same = {name: name for name in ("constraint", "method", "position")}
+    assert_heldout_beside(shown, csv, same, {"radius": "radius", "mean (%)": "average_accuracy"})
     rows = load_rows("table_4", folder, **parameters)
     csv["unmodified_per_modified"] = csv["method"].map({"FTM": 0.0, "FTA": 1.0, "FTA, 2 for each": 2.0})
     assert_chosen(csv, rows, ["unmodified_per_modified", "blocks"])
@@ -187,8 +205,9 @@ def test_table_2_chooses_blocks_along_with_the_radius_and_shows_what_was_not_run
     rows["method"] = rows["unmodified_per_modified"].map({0.0: "FTM", 1.0: "FTA"})
     assert_chosen(csv, rows, ["start", "method"], ["blocks"])
     shown = table(text)
-    ours = shown[shown["runs"] == "2"].set_index(["chosen on", "start", "method"])
-    assert ours.loc[("reported", "FT", "FTA"), ["model", "A_M (%), paper", "position, paper"]].tolist() == ["BERT-Base", "74.31", "last"]
+    assert_heldout_beside(shown, csv, {name: name for name in ("model", "start", "method")}, {"blocks": "blocks", "radius": "radius", "mean (%)": "average_accuracy"})
+    ours = shown[shown["runs"] == "2"].set_index(["start", "method"])
+    assert ours.loc[("FT", "FTA"), ["model", "A_M (%), paper", "position, paper"]].tolist() == ["BERT-Base", "74.31", "last"]
     assert set(shown.loc[shown["A_M (%)"] == "not run", "model"]) == {"BERT-Base", "BERT-Large", "ALBERT", "FaE"}
 
 
@@ -212,6 +231,8 @@ def test_figures_have_bars_at_the_radius_chosen_both_ways(name, folder):
     assert_chosen(csv, load_rows(name, folder, **parameters), by)
     assert_whole(name, folder, record, parameters)
     assert f"({name}.svg)" in text
+    on = {"|M|" if column == "num_modified" else column: column for column in by}
+    assert_heldout_beside(table(text).astype({"|M|": int} if "|M|" in on else {}), csv, on, {"radius": "radius", "mean (%)": "average_accuracy"})
 
 
 def test_baselines_say_how_much_modified_facts_changed(folder):
@@ -268,7 +289,7 @@ def test_the_same_seeds_give_the_same_bytes(folder, tmp_path):
     for number in range(2):
         store = tmp_path / str(number)
         shutil.copytree(folder / "rows" / "cache", store / "cache")  # the models; rows are computed again
-        run("tradeoff", tmp_path, **parameters, store=str(store), output=str(tmp_path / "figures"))
+        run("tradeoff", tmp_path, **parameters, places={"store": str(store), "output": str(tmp_path / "figures")})
         written.append([(tmp_path / "figures" / f"tradeoff.{kind}").read_bytes() for kind in ("csv", "svg", "png", "md")])
     assert len(list((tmp_path / "1").glob("*.json"))) == 4 and written[0] == written[1]
 
@@ -309,10 +330,11 @@ def test_table_5_has_the_groups_of_fae_and_a_second_point_of_awt_beside_the_pape
     assert last["line"] == "AWT, next radius" and (last["runs"] == 0 if best == 0.2 else last["radius"] == 0.2)
     if best == 0.02:
         assert_line_means(last, reported[reported["radius"] == 0.2], columns)
-    shown = table(text).set_index(["chosen on", "trained"])
-    assert shown.loc[("reported", "AWT"), ["A_M (%), paper", "A_F\\S (%), paper"]].tolist() == ["75.00", "57.38"]
-    assert shown.loc[("reported", "AWT, next radius"), "A_M (%), paper"] == "85.00" and shown.loc[("held out", "AWT"), "A_M (%), paper"] == "-"
-    assert set(shown.index) >= {("reported", "all"), ("reported", "last+AWT")} and shown.loc[("reported", "all"), "A_M (%)"] == "not run"
+    assert_heldout_beside(table(text), csv, {"trained": "line"}, {"A_M (%)": "modified_accuracy", "A_F\\S (%)": "unmodified_accuracy"})
+    shown = table(text).set_index("trained")
+    assert shown.loc["AWT", ["A_M (%), paper", "A_F\\S (%), paper"]].tolist() == ["75.00", "57.38"]
+    assert shown.loc["AWT, next radius", "A_M (%), paper"] == "85.00"
+    assert set(shown.index) >= {"all", "last+AWT"} and shown.loc["all", "A_M (%)"] == "not run"
     assert_whole("table_5", folder, record, parameters)
 
 
@@ -330,12 +352,14 @@ def test_table_6_has_thresholds_beside_fine_tuning_and_says_which_labels_were_lo
     assert_line_means(csv.iloc[3], rows[rows["remembered"] == "all"], MEANS)
     assert_line_means(csv.iloc[4], rows[rows["method"] == "edit"], MEANS)
     assert csv["within_epsilon"].head(4).is_monotonic_increasing and csv["within_epsilon"].iloc[0] == 0 and csv["within_epsilon"].iloc[3] == 100
-    shown = table(text).set_index("setting")
-    assert shown.loc["epsilon 0.5", ["A_M (%)", "A_F\\S (%), paper"]].tolist() == ["not run", "28.63"]
+    ours, theirs = (shown.set_index("setting") for shown in tables(text))
+    assert list(ours.index) == csv["setting"].tolist() and not [name for name in ours if "paper" in name]
+    assert theirs.loc["epsilon 0.5", "A_F\\S (%), paper"] == "28.63" and "A_M (%)" not in theirs
     lost = [f"column {column} of 9" for column in (2, 3, 4)]
-    assert shown.loc[lost, "A_M (%), paper"].tolist() == ["3.13", "6.25", "9.38"]
-    assert shown.loc[lost, "note"].str.contains("label lost").all() and not shown.loc[thresholds, "note"].str.contains("lost").any()
-    assert shown.loc["block 0, radius 0.004", "A_M (%), paper"] == "71.25"
+    assert theirs.loc[lost, "A_M (%), paper"].tolist() == ["3.13", "6.25", "9.38"]
+    (mark,) = re.findall(r"^\[\^(\d+)\]: .*label lost", text, flags=re.MULTILINE)
+    assert {line.split(" | ")[1] for line in text.splitlines() if line.startswith("|") and f"[^{mark}]" in line} == set(lost)
+    assert theirs.loc["block 0, radius 0.004", "A_M (%), paper"] == "71.25"
     assert_whole("table_6", folder, record, parameters, pictures=True)
 
 

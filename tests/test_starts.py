@@ -17,7 +17,8 @@ from modmem.files import DataError
 from modmem.finetuning import FinetuningConfig
 from modmem.masked_lm import SYNTHETIC, save_masked_lm
 from modmem.pretraining import reinitialize
-from modmem.starts import RECIPES, Data, Places, Start, exclusively, find_answered, find_start, hash_settings, load_benchmark, load_pretrained
+from modmem.files import exclusively
+from modmem.starts import RECIPES, Data, Places, Start, find_answered, find_start, hash_settings, load_benchmark, load_pretrained
 
 DATA = Data(num_subjects=6)
 TRAINING = FinetuningConfig(steps=2, batch_size=16)

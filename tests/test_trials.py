@@ -40,7 +40,7 @@ def test_a_trial_is_the_edit_measured_and_leaves_the_model_alone():
 
 
 def test_another_method_is_measured_in_its_own_way():
-    method = Method(lambda model, modified, config: (model + config, {"steps": 3}), lambda edited, modified: f"{edited} on {modified}")
+    method = Method("sum", lambda model, modified, config: (model + config, {"steps": 3}), lambda edited, modified: f"{edited} on {modified}")
     trial = run_trial("model", "facts", " edited", method)
     assert trial.accuracy == "model edited on facts" and trial.outcome == {"steps": 3}
 
