@@ -31,7 +31,7 @@ from .synthetic import make_blank_model
 __all__ = ['estimate_run', 'describe_plan']
 
 # %% ../nbs/6_commands/01_cost.ipynb #find-network
-_PUBLISHED = {"bert-base-uncased": "L-12_H-768_A-12", "bert-large-uncased": "L-24_H-1024_A-16"}  # blocks, hidden size, heads
+_PUBLISHED = {"bert-base-uncased": "bert_uncased_L-12_H-768_A-12", "bert-large-uncased": "bert_uncased_L-24_H-1024_A-16"}
 
 
 def _find_config(model: str, folder: str) -> Any:
@@ -41,7 +41,7 @@ def _find_config(model: str, folder: str) -> Any:
     with contextlib.suppress(OSError, ValueError):
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     name = model.rpartition("/")[2]
-    if shape := re.fullmatch(r"(?:bert_uncased_)?L-(\d+)_H-(\d+)_A-(\d+)", _PUBLISHED.get(name, name)):
+    if shape := re.fullmatch(r"bert_uncased_L-(\d+)_H-(\d+)_A-(\d+)", _PUBLISHED.get(name, name)):
         blocks, hidden, heads = map(int, shape.groups())
         return BertConfig(num_hidden_layers=blocks, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
     return AlbertConfig() if name == "albert-xxlarge-v2" else None
@@ -52,11 +52,12 @@ def _find_network(model: str, folder: str) -> MaskedLM | None:
     "Build a model on the meta device; None if its shape is unknown."
     from transformers import AutoModelForMaskedLM
 
-    with torch.device("meta"):
+    with torch.device("meta"), contextlib.suppress(ValueError):  # of a family that is not ours
         if model in RECIPES:
             return make_blank_model(RECIPES[model])
-        config = _find_config(model, folder)
-        return config and MaskedLM(AutoModelForMaskedLM.from_config(config, dtype=torch.float32), None)
+        if config := _find_config(model, folder):
+            return MaskedLM(AutoModelForMaskedLM.from_config(config, dtype=torch.float32), None)
+    return None
 
 # %% ../nbs/6_commands/01_cost.ipynb #count-stage
 _SENTENCES = 16  # counted at once: the head never gets fewer rows

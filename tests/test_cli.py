@@ -51,7 +51,7 @@ def write_edits(path, *lines):
 def edit_line(world, number=0, new_object="calton", **fields):
     "Move the birthplace of one of the world's subjects."
     fact = world.facts[8 * number]
-    evidence = [one.text for one in world.train if one.fact == fact]
+    evidence = [evidence.text for evidence in world.train if evidence.fact == fact]
     line = {"id": fact.id, "subject": fact.subject, "relation": fact.relation, "object": fact.object, "new_object": new_object}
     return line | {"evidence": evidence, "test": [world.test[8 * number].text]} | fields
 
@@ -228,7 +228,7 @@ def test_an_edit_is_made_measured_applied_and_shown(run, edits, saved, tmp_path)
     code, output, _ = run("evaluate", "synthetic", edits, "--edit", saved, "--json")
     results = json.loads(output)
     assert code == 0 and results["facts"] == 2 and results["evidence_accuracy"] == {"before": 0.0, "after": 100.0}
-    assert {one["after"] for one in results["answers"][2:]} == {"calton", "dorton"}
+    assert {answer["after"] for answer in results["answers"][2:]} == {"calton", "dorton"}
 
     assert run("apply", "synthetic", saved, "--output", "new/edited") == (0, "", "")
     record = Edit.load(saved).record

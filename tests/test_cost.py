@@ -114,6 +114,9 @@ def test_a_model_is_known_by_its_folder_or_not_at_all(tmp_path):
     assert estimate_run(mine, Places("cache", models={"mine": str(tmp_path)})) == estimate_run(replace(mine, model="base"), PLACES)
     for run in (mine, replace(mine, model="base", blocks=4), Run(model="base", method="FaE", group="none")):
         assert all(map(math.isnan, estimate_run(run, PLACES)))
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert all(map(math.isnan, estimate_run(mine, Places("cache", models={"mine": str(tmp_path / "gpt2")}))))
 
 
 # A plan
