@@ -1,0 +1,111 @@
+"""Notebooks of the least size in place of the package's, and the command that runs them: fixtures to import."""
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from modmem import artefacts, cli
+from modmem.starts import Places, load_pretrained
+
+PLACES = "places: dict = {}  # where things are, and what computes\n"
+SETTINGS = """benchmark: str = "world-questions"  # the form of the world
+num_modified: int = 4  # facts to change
+learning_rate: float = 0.01  # of FTM
+seeds: list = [0, 1]  # runs
+"""
+RUNS = """from pathlib import Path
+from modmem.sweep import expand_grid, run_sweep
+runs = expand_grid(
+    benchmark=[benchmark], num_subjects=[24], model=["tiny"], start=["pretrained"], num_modified=[num_modified], seed=seeds,
+    learning_rate=[learning_rate], batch_size=[8], epochs=[0.5], min_steps=[10], blocks=BLOCKS, radius=RADII,
+)"""
+SAVE = """from modmem.files import write_atomically
+from modmem.starts import Places
+where = Places(Path(places["store"]) / "cache", places["trex"] or None, device=places["device"])
+rows = run_sweep(runs, places["store"], where, places["known_rows"] or None, 1, places["engine"], places["scheduler"] or None)
+with write_atomically(Path(places["output"]) / "NAME.csv") as temporary:
+    rows[["blocks", "radius", "seed", "status", "modified_accuracy"]].to_csv(temporary, index=False)"""
+CLAIMS = """from pathlib import Path
+rows, output = Path(places["known_rows"]).read_text().splitlines(), Path(places["output"])
+output.mkdir(parents=True, exist_ok=True)
+(output / "claims.md").write_text(f"# Claims\\n\\n{len(rows) - 1} rows\\n")"""
+EDIT = """from pathlib import Path
+Path(output).mkdir(parents=True, exist_ok=True)
+(Path(output) / "edit_synthetic.csv").write_text(f"radii,steps\\n{radii},{steps}\\n")
+(Path(output) / "edit_synthetic_rows.csv").write_text("row\\n")"""
+
+
+def write_notebook(path, **sources):
+    cells = [nbformat.v4.new_code_cell(source, id=name) for name, source in sources.items()]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"name": "no-such-kernel", "display_name": "of another machine", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory):
+    "Two artefacts that share rows, one without that has its options one by one, and the claims."
+    folder = tmp_path_factory.mktemp("notebooks")
+    for name, more, blocks, radii in (("table_3", "", "[0, 1]", "[float('inf')]"), ("tradeoff", "radii: list = [0.1]  # of the ball\n", "[1]", "[*radii, float('inf')]")):
+        runs = RUNS.replace("BLOCKS", blocks).replace("RADII", radii)
+        write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=SAVE.replace("NAME", name))
+    write_notebook(folder / "paper" / "claims.ipynb", parameters=PLACES, runs="runs = []", save=CLAIMS)
+    edit = 'output: str = "figures"  # folder\nradii: list = [0.1]  # radii\nsteps = 3'
+    write_notebook(folder / "guides" / "edit_synthetic.ipynb", parameters=edit, save=EDIT)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(notebooks, monkeypatch, tmp_path):
+    "Work in an empty folder, with these notebooks for those of the package."
+    monkeypatch.setattr(artefacts, "_notebooks", lambda: notebooks)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    "The model that all rows start from, made once."
+    folder = tmp_path_factory.mktemp("cache")
+    load_pretrained("tiny", Places(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(notebooks, cache, tmp_path_factory):
+    "Everything, made in one go: the folder."
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(cache, folder / "_runs" / "paper" / "cache")
+    done = start_command(notebooks, folder, "--jobs", "2")
+    output, errors = done.communicate()
+    assert done.returncode == 0, errors
+    (folder / "stdout").write_text(output)
+    return folder
+
+
+@pytest.fixture
+def run(capsys, cache):
+    "Run the command: exit code, standard output, standard error."
+    if not Path("_runs").exists():
+        shutil.copytree(cache, "_runs/paper/cache")
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = cli.main(["reproduce", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def start_command(notebooks, folder, *arguments):
+    script = (
+        "import sys; from pathlib import Path; from modmem import artefacts, cli\n"
+        f"artefacts._notebooks = lambda: Path({str(notebooks)!r})\n"
+        "sys.exit(cli.main(['reproduce', *sys.argv[1:]]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
