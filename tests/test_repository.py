@@ -39,9 +39,7 @@ SHOWN = {"table_3", "figure_2"}  # paper notebooks that keep their outputs, for 
 LONG_CELLS = {  # exported cells of more than 30 lines of code: (notebook, cell)
     ("14_masked_lm", "masked-lm"), ("18_projection", "l2-ball"), ("19_projected_adam", "projected-adam"),
     ("20_editor", "edit"), ("00_fisher", "fisher-ball"), ("02_constraints", "relative-ball"),
-    ("01_fae", "fae"), ("02_fact_memory", "encode-facts"), ("02_fact_memory", "symbolic-edit"),
-    ("02_fact_memory", "relink-facts"), ("03_fae_training", "recipe"), ("04_sweep", "run-sweep"),
-    ("10_paper", "paper"), ("04_cli", "reproduce"),
+    ("04_sweep", "run-sweep"), ("10_paper", "paper"), ("04_cli", "reproduce"),
 }
 
 
