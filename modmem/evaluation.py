@@ -31,7 +31,7 @@ def majority_accuracy(
     benchmark: Benchmark,
 ) -> float:  # percent of the test questions
     "Measure what answering each relation's commonest object scores."
-    objects = pd.DataFrame([(one.fact.relation, one.fact.object) for one in benchmark.test], columns=["relation", "object"])
+    objects = pd.DataFrame([(question.fact.relation, question.fact.object) for question in benchmark.test], columns=["relation", "object"])
     commonest = objects.groupby("relation")["object"].agg(lambda names: names.value_counts().iloc[0])
     return 100 * int(commonest.sum()) / len(objects)
 
@@ -62,13 +62,13 @@ def _ask(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> tuple[list[str], 
     encoded = masked_lm.encode(evidence)
     best = [answers[0] for answers in predict_pieces(masked_lm, encoded)]
     texts = [masked_lm.tokenizer.decode(list(pieces)) for pieces in best]
-    return texts, [pieces == tuple(one.labels) for pieces, one in zip(best, encoded)]
+    return texts, [pieces == tuple(question.labels) for pieces, question in zip(best, encoded)]
 
 
 def _restore(modified_benchmark: ModifiedBenchmark) -> list[Evidence]:
     "The modified test questions with their old objects."
     old = {fact.id: fact for fact in modified_benchmark.modified_facts}
-    return [replace(one, fact=old[one.fact.id]) for one in modified_benchmark.modified_test]
+    return [replace(question, fact=old[question.fact.id]) for question in modified_benchmark.modified_test]
 
 # %% ../nbs/1_method/15_evaluation.ipynb #list-questions
 def list_questions(

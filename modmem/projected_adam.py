@@ -48,6 +48,8 @@ class ProjectedAdam(torch.optim.Adam):
 
     def add_param_group(self, param_group: dict) -> None:
         "Add a group of parameters; their centers are the values they have now."
+        if param_group.get("weight_decay"):
+            raise ValueError(f"weight_decay pulls the weights to 0, not to theta_0: expected none, found {param_group['weight_decay']!r}")
         super().add_param_group(param_group)
         self.centers = [*self.centers, *(weight.detach().clone() for weight in self.param_groups[-1]["params"])]
         check_weights(self.weights, self.centers)

@@ -133,23 +133,15 @@ class L2Ball:
         return [([w], [c], self.radius * math.sqrt(size)) for w, c, size in zip(weights, centers, sizes)]
 
     @torch.no_grad()
-    def project(
-        self,
-        weights: Sequence[torch.Tensor],  # changed in place
-        centers: Sequence[torch.Tensor],  # weights before the edit
-    ) -> None:
-        "Move `weights` to the nearest point of the ball."
+    def project(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> None:
+        "Move `weights`, in place, to the nearest point of the ball around `centers`."
         for some, around, radius in self._balls(weights, centers):
             for weight, projected in zip(some, project_l2(some, around, radius)):
                 weight.copy_(projected)
 
     @torch.no_grad()
-    def face_share(
-        self,
-        weights: Sequence[torch.Tensor],
-        centers: Sequence[torch.Tensor],
-    ) -> float:  # in 0..1
-        "Measure the share of weights whose ball has used up its radius."
+    def face_share(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> float:
+        "Measure the share of weights, in 0..1, whose ball has used up its radius."
         reached = [
             sum(weight.numel() for weight in some)
             for some, around, radius in self._balls(weights, centers)

@@ -291,6 +291,16 @@ def test_a_group_added_later_is_centered_at_its_values_then():
     assert [first.item(), second.item()] == pytest.approx([0.95, 2.95])
 
 
+def test_weight_decay_which_pulls_to_zero_is_refused_and_changes_nothing():
+    weight, other = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="weight_decay.*0.1"):
+        ProjectedAdam([{"params": [weight], "weight_decay": 0.1}], LinfBall(1.0))
+    optimizer = ProjectedAdam([{"params": [weight], "weight_decay": 0}], LinfBall(1.0))
+    with pytest.raises(ValueError, match="weight_decay.*0.1"):
+        optimizer.add_param_group({"params": [other], "weight_decay": 0.1})
+    assert optimizer.weights == [weight] and len(optimizer.centers) == 1
+
+
 def test_named_parameters_are_accepted():
     network, inputs, targets = make_network()
     optimizer = ProjectedAdam(network.named_parameters(), LinfBall(1e-3))
