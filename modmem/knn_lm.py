@@ -32,11 +32,8 @@ __all__ = ['NEIGHBORS', 'find_nearest', 'NeighborMemory', 'build_memory', 'memor
 def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
     "What the head compares with the embedding of each piece."
     seen = []
-    hook = masked_lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
+    with masked_lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         masked_lm.architecture.head(masked_lm.model)(slots)
-    finally:
-        hook.remove()
     return seen[0]
 
 
