@@ -24,7 +24,9 @@ from .blocks import select_parameters
 from .finetuning import FinetuningConfig
 from .masked_lm import MaskedLM
 from .starts import RECIPES, Data, Places
-from .sweep import Run, load_results
+from .fae_starts import FaeStart
+from .rows import load_results
+from .runs import Run
 from .synthetic import make_blank_model
 
 # %% auto #0
@@ -120,20 +122,17 @@ def _size(data: Data) -> tuple[float, float, int]:
     return 5, 8 * data.num_subjects, 11 if data.benchmark == "world" else 12
 
 # %% ../nbs/6_commands/01_cost.ipynb #cost
-def _parts(run: Run) -> tuple[tuple, Data, FinetuningConfig | None, Any, FinetuningConfig | None]:
-    "Take apart a run: what decides its start, its data, how the start is trained; blocks (None: every weight), how they are trained."
-    start, blocks, training = (run.starting_point, run.fae_recipe, run.data), None, None
-    if run.method in ("edit", "uniform"):
-        blocks, training = run.blocks, run.make_config(round(run.num_modified * _size(run.data)[0])).finetuning
-    elif run.method == "retrain":
-        training = run.finetuning
-    return start, run.data, run.finetuning if run.start == "FT" else None, blocks, training
+def _parts(run: Run) -> tuple[FinetuningConfig | None, Any, FinetuningConfig | None, int]:
+    "How a run's start is trained; blocks (None: every weight), how they are trained, and on how many sentences an epoch."
+    settings, data = getattr(run.method, "modification", run.method), run.sample.data
+    sentences = round(run.sample.num_modified * _size(data)[0])
+    return getattr(run.start, "finetuning", None), getattr(settings, "blocks", None), getattr(settings, "finetuning", None), sentences
 
 
-def _cost(run: Run, places: Places, data: Data, blocks: Any, training: FinetuningConfig | None) -> tuple[float, float]:
+def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | None, evidences: int = 0) -> tuple[float, float]:
     "FLOPs and bytes of a training (None: there is none) with all test questions after it; nan where that is not known."
-    model, (_, questions, length) = run.settings["model"], _size(data)
-    network = None if run.settings["method"] == "FaE" else _find_network(model, str(places.models.get(model, model)))
+    model, (_, questions, length) = run.start.model, _size(run.sample.data)
+    network = None if isinstance(run.start, FaeStart) else _find_network(model, str(places.models.get(model, model)))
     if network is None:
         return math.nan, math.nan
     answer, _, memory = _count_step(network, length, ())
@@ -144,7 +143,7 @@ def _cost(run: Run, places: Places, data: Data, blocks: Any, training: Finetunin
     except ValueError:  # the model has no such blocks: this row will fail
         return math.nan, math.nan
     sentences = training.batch_size + round(training.batch_size * training.unmodified_per_modified)
-    return training.steps * sentences * each + questions * answer, memory + sentences * kept
+    return training.count_steps(evidences) * sentences * each + questions * answer, memory + sentences * kept
 
 # %% ../nbs/6_commands/01_cost.ipynb #estimate-run
 def estimate_run(
@@ -152,21 +151,21 @@ def estimate_run(
     places: Places,
 ) -> tuple[float, float]:  # FLOPs, and bytes of memory; nan if that is not known, as of FaE
     "Estimate what a row costs, without its start."
-    _, data, _, blocks, training = _parts(run)
-    return _cost(run, places, data, blocks, training)
+    _, *edit = _parts(run)
+    return _cost(run, places, *edit)
 
 # %% ../nbs/6_commands/01_cost.ipynb #plan
 def _list_costs(runs: Iterable[tuple[Run, Places]]) -> list[tuple]:
     "The starts of runs, each once, and the runs: model, benchmark, blocks, |M|, FLOPs, bytes."
     starts, rows = {}, []
     for run, places in runs:
-        settings, (start, data, finetuning, blocks, training) = run.settings, _parts(run)
+        settings, (finetuning, *edit) = run.settings, _parts(run)
         kind, model = settings["method"], (settings["model"], settings["benchmark"])
-        if start not in starts:
+        if (start := (run.start, run.sample.data)) not in starts:
             name = "FaE" if kind == "FaE" else settings["start"]
-            starts[start] = (*model, f"start {name}", "", *_cost(run, places, data, None, finetuning))
+            starts[start] = (*model, f"start {name}", "", *_cost(run, places, None, finetuning))
         name = kind if kind == "retrain" else settings.get("blocks", kind)
-        rows.append((*model, str(name), str(settings["num_modified"]), *_cost(run, places, data, blocks, training)))
+        rows.append((*model, str(name), str(settings["num_modified"]), *_cost(run, places, *edit)))
     return [*starts.values(), *rows]
 
 # %% ../nbs/6_commands/01_cost.ipynb #describe-plan
