@@ -449,13 +449,14 @@ def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) ->
 def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Edit:
     "Edit a model, if it has the blocks."
     from modmem.blocks import select_parameters
-    from modmem.editor import ModificationConfig, modify_facts
+    from modmem.constraints import modify_constrained
+    from modmem.editor import ModificationConfig
 
     try:
         select_parameters(masked_lm, settings["blocks"])
     except ValueError as error:  # shared blocks, or a hub model with fewer
         raise _UsageError(f"Invalid value for '--blocks': {error}") from None
-    return modify_facts(masked_lm, modified, ModificationConfig(**settings))
+    return modify_constrained(masked_lm, modified, ModificationConfig(**settings))
 
 
 def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:

@@ -16,16 +16,14 @@ num_modified: int = 4  # facts to change
 learning_rate: float = 0.01  # of FTM
 seeds: list = [0, 1]  # runs
 """
-RUNS = """from pathlib import Path
-from modmem.sweep import expand_grid, run_sweep
-runs = expand_grid(
-    benchmark=[benchmark], num_subjects=[24], model=["tiny"], start=["pretrained"], num_modified=[num_modified], seed=seeds,
-    learning_rate=[learning_rate], batch_size=[8], epochs=[0.5], min_steps=[10], blocks=BLOCKS, radius=RADII,
-)"""
-SAVE = """from modmem.files import write_atomically
-from modmem.starts import Places
-where = Places(Path(places["store"]) / "cache", places["trex"] or None, device=places["device"])
-rows = run_sweep(runs, places["store"], where, places["known_rows"] or None, 1, places["engine"], places["scheduler"] or None)
+RUNS = """from modmem.paper import Paper
+from modmem.runs import Run
+num_subjects, model, start, batch_size, epochs, min_steps = 24, "tiny", "pretrained", 8, 0.5, 10
+paper = Paper("NAME", globals() | {"__annotations__": dict.fromkeys(__annotations__) | dict.fromkeys(("num_subjects", "model", "start", "batch_size", "epochs", "min_steps"))})
+runs = [Run(paper.sample(seed), paper.start(), paper.edit(block, seed, radius)) for seed in seeds for block in BLOCKS for radius in RADII]"""
+SAVE = """from pathlib import Path
+from modmem.files import write_atomically
+rows = paper.compute(runs)
 with write_atomically(Path(places["output"]) / "NAME.csv") as temporary:
     rows[["blocks", "radius", "seed", "status", "modified_accuracy"]].to_csv(temporary, index=False)"""
 CLAIMS = """from pathlib import Path
@@ -33,6 +31,7 @@ rows, output = Path(places["known_rows"]).read_text().splitlines(), Path(places[
 output.mkdir(parents=True, exist_ok=True)
 (output / "claims.md").write_text(f"# Claims\\n\\n{len(rows) - 1} rows\\n")"""
 EDIT = """from pathlib import Path
+output = places["output"]
 Path(output).mkdir(parents=True, exist_ok=True)
 (Path(output) / "edit_synthetic.csv").write_text(f"radii,steps\\n{radii},{steps}\\n")
 (Path(output) / "edit_synthetic_rows.csv").write_text("row\\n")"""
@@ -48,13 +47,13 @@ def write_notebook(path, **sources):
 
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory):
-    "Two artefacts that share rows, one without that has its options one by one, and the claims."
+    "Two artefacts that share rows, one without , and the claims."
     folder = tmp_path_factory.mktemp("notebooks")
     for name, more, blocks, radii in (("table_3", "", "[0, 1]", "[float('inf')]"), ("tradeoff", "radii: list = [0.1]  # of the ball\n", "[1]", "[*radii, float('inf')]")):
-        runs = RUNS.replace("BLOCKS", blocks).replace("RADII", radii)
+        runs = RUNS.replace("NAME", name).replace("BLOCKS", blocks).replace("RADII", radii)
         write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=SAVE.replace("NAME", name))
     write_notebook(folder / "paper" / "claims.ipynb", parameters=PLACES, runs="runs = []", save=CLAIMS)
-    edit = 'output: str = "figures"  # folder\nradii: list = [0.1]  # radii\nsteps = 3'
+    edit = PLACES + "radii: list = [0.1]  # radii\nsteps = 3"
     write_notebook(folder / "guides" / "edit_synthetic.ipynb", parameters=edit, save=EDIT)
     return folder
 

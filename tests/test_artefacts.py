@@ -4,6 +4,7 @@ import math
 import pytest
 from mini_notebooks import PLACES, here, notebooks, write_notebook  # noqa: F401
 
+from modmem import paper
 from modmem.artefacts import OPTIONS, Artefact, choose_artefacts, list_artefacts, list_runs
 from modmem.starts import Places
 
@@ -21,23 +22,26 @@ def test_a_parameter_reaches_every_artefact_that_has_it_in_its_type():
     assert values["table_3"] == {"num_modified": 8, "learning_rate": 0.001}
     assert values["tradeoff"] == values["table_3"] | {"radii": [0.5, 1]}
     assert values["edit_synthetic"] == {"radii": [0.5, 1], "steps": 7} and values["claims"] == {}
-    assert {run.num_modified for run in list_runs(choose_artefacts(["table_3"], given[:1])[0]).runs} == {8}
+    assert {run.sample.num_modified for run in list_runs(choose_artefacts(["table_3"], given[:1])[0]).runs} == {8}
 
 
 # Options
 
-SEPARATE = """radii: list = [0.1]  # of the ball
-output: str = "figures"  # folder for the results
-store: str = "_runs/paper"  # folder for the rows
+LESSON = """radii: list = [0.1]  # of the ball
+benchmark: str = "world"  # the form of the world
 folders: dict = {"mine": "models/mine"}  # where real models lie
-threads: int = 1  # of torch"""
-ONE_RUN = "from modmem.sweep import expand_grid\nruns = expand_grid(num_subjects=[24], radius=radii)"
+places: dict = {}  # where things are, and what computes"""
+ONE_RUN = """from modmem.paper import Paper
+from modmem.runs import Run
+paper = Paper("lesson", globals())
+steps = {"learning_rate": 0.01, "batch_size": 8, "steps": 3}
+runs = [Run(paper.sample(0, num_modified=4), paper.start(start="pretrained", model="tiny"), paper.edit("all", 0, radius, **steps)) for radius in radii]"""
 
 
 def test_options_reach_a_notebook_as_it_has_them(tmp_path):
     options = dict.fromkeys(OPTIONS, "x") | {"threads": 2}
+    assert set(OPTIONS) == set(paper._PLACES)
     for name, parameters, filled in (
-        ("separate", SEPARATE, {"output": "x", "store": "x", "threads": 2}),
         ("together", PLACES, {"places": options}),
         ("none", "radii: list = [0.1]", {}),
     ):
@@ -46,7 +50,7 @@ def test_options_reach_a_notebook_as_it_has_them(tmp_path):
 
 
 def test_places_of_the_runs_follow_from_options_and_folders(tmp_path):
-    write_notebook(tmp_path / "lesson.ipynb", parameters=SEPARATE, runs=ONE_RUN, save="raise RuntimeError('computed')")
+    write_notebook(tmp_path / "lesson.ipynb", parameters=LESSON, runs=ONE_RUN, save="raise RuntimeError('computed')")
     options = {"store": "rows", "trex": "LAMA", "zsre": "", "device": "cuda:1", "threads": 2}
     artefact = list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": [0.5]}, options))
     assert [run.settings["radius"] for run in artefact.runs] == [0.5]
@@ -54,9 +58,9 @@ def test_places_of_the_runs_follow_from_options_and_folders(tmp_path):
     assert list_runs(Artefact("lesson", tmp_path / "lesson.ipynb")).places == Places("_runs/paper/cache", models={"mine": "models/mine"})
 
 
-@pytest.mark.parametrize("radii, reason", [([-1.0], "radius must be a number above 0"), (["x"], "radius"), ({}, "must be a list of values")])
+@pytest.mark.parametrize("radii, reason", [([-1.0], "radius must be a number above 0"), (["x"], "radius"), (3, "not iterable")])
 def test_parameters_that_make_no_rows_are_told(tmp_path, radii, reason):
-    write_notebook(tmp_path / "lesson.ipynb", parameters=SEPARATE, runs=ONE_RUN)
+    write_notebook(tmp_path / "lesson.ipynb", parameters=LESSON, runs=ONE_RUN)
     with pytest.raises(ValueError, match=f"lesson: these parameters make no rows: .*{reason}"):
         list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": radii}))
 

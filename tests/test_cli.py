@@ -208,11 +208,11 @@ def test_a_hub_id_is_no_path(run, tmp_path):
 
 
 def test_names_known_without_torch_are_the_librarys():
-    from modmem.editor import NORMS
+    from modmem.constraints import CONSTRAINTS
     from modmem.masked_lm import ARCHITECTURES
 
-    need_unmodified_evidence = {norm for norm in NORMS if norm.startswith("fisher")}  # which a list of edits has not
-    assert set(get_args(cli._Norm)) == set(NORMS) - need_unmodified_evidence and set(cli._FAMILIES) == set(ARCHITECTURES)
+    need_unmodified_evidence = {norm for norm in CONSTRAINTS if norm.startswith("fisher")}  # which a list of edits has not
+    assert set(get_args(cli._Norm)) == set(CONSTRAINTS) - need_unmodified_evidence and set(cli._FAMILIES) == set(ARCHITECTURES)
 
 
 def test_the_command_says_its_version(run):
