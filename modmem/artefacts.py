@@ -21,7 +21,7 @@ from .files import DataError
 
 if TYPE_CHECKING:
     from modmem.starts import Places
-    from modmem.sweep import Run
+    from modmem.runs import Run
 
 # %% auto #0
 __all__ = ['OPTIONS', 'notebook_path', 'parameter_file', 'list_artefacts', 'Artefact', 'choose_artefacts', 'list_runs']
@@ -208,14 +208,6 @@ def choose_artefacts(
 _BAD_SETTINGS = (ArithmeticError, LookupError, NameError, TypeError, ValueError)
 
 
-def _find_places(options: Mapping[str, Any], folders: Mapping[str, str]) -> Places:
-    "Where the models and datasets of runs are."
-    from modmem.starts import Places
-
-    trex, zsre = (options.get(name) or None for name in ("trex", "zsre"))
-    return Places(Path(options.get("store", "_runs/paper")) / "cache", trex, zsre, folders, options.get("device", "cpu"), options.get("threads", 1))
-
-
 def list_runs(
     artefact: Artefact,
 ) -> Artefact:  # with its runs and places
@@ -229,4 +221,4 @@ def list_runs(
             raise ValueError(f"{artefact.name}: these parameters make no rows: {error}") from error
         namespace |= artefact.filled if "parameters" in cell["tags"] else {}
     runs = tuple(namespace.get("runs", ()))
-    return replace(artefact, runs=runs, places=_find_places(artefact.options, namespace.get("folders", {})) if runs else None)
+    return replace(artefact, runs=runs, places=namespace["paper"].places if runs else None)

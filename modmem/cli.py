@@ -449,25 +449,22 @@ def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) ->
 def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Edit:
     "Edit a model, if it has the blocks."
     from modmem.blocks import select_parameters
-    from modmem.editor import ModificationConfig, modify_facts
+    from modmem.constraints import modify_constrained
+    from modmem.editor import ModificationConfig
 
     try:
         select_parameters(masked_lm, settings["blocks"])
     except ValueError as error:  # shared blocks, or a hub model with fewer
         raise _UsageError(f"Invalid value for '--blocks': {error}") from None
-    return modify_facts(masked_lm, modified, ModificationConfig(**settings))
+    return modify_constrained(masked_lm, modified, ModificationConfig(**settings))
 
 
 def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:
     "The edited model, which shares all other weights with the given one."
-    from modmem.masked_lm import copy_with_own
-
     try:
-        edited = copy_with_own(masked_lm, list(edit.bits))
-        edit.apply(edited)
+        return edit.apply_to_copy(masked_lm)
     except ValueError as error:
         raise DataError(f"does not belong to this model: {error}", path) from None
-    return edited
 
 # %% ../nbs/6_commands/04_cli.ipynb #answer-edits
 def _compare(values: Mapping[str, Any]) -> Any:

@@ -21,10 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from .artefacts import Artefact
 from .batches import MaskedBatch
 from .blocks import select_parameters
+from .fae_starts import FaeStart
 from .finetuning import FinetuningConfig
 from .masked_lm import MaskedLM
+from .rows import load_results
+from .runs import Run
 from .starts import RECIPES, Data, Places
-from .sweep import Run, load_results
 from .synthetic import make_blank_model
 
 # %% auto #0
@@ -111,29 +113,26 @@ _SIZES = {"trex": (1_282_567, 34_039, 34_039, 40), "zsre": (197_829, 147_905, 59
 _NUM_RELATIONS = 41  # of T-REx
 
 
-def _size(data: Data) -> tuple[float, float, int]:
-    "Training sentences a fact, test questions, and tokens a sentence."
-    if data.benchmark in _SIZES:
-        training, facts, test, length = _SIZES[data.benchmark]
-        share = len(data.relations) / _NUM_RELATIONS if data.benchmark == "trex" and data.relations else 1
-        return min(training / facts, data.max_evidences or math.inf), test * share, length
-    return 5, 8 * data.num_subjects, 11 if data.benchmark == "world" else 12
+def _size(data: Data) -> tuple[float, float, float, int]:
+    "Training sentences, facts, test questions, and tokens a sentence."
+    if data.benchmark not in _SIZES:
+        facts = 8 * data.num_subjects
+        return 5 * facts, facts, facts, 11 if data.benchmark == "world" else 12
+    training, facts, test, length = _SIZES[data.benchmark]
+    share = len(data.relations) / _NUM_RELATIONS if data.relations else 1
+    return share * min(training, facts * (data.max_evidences or math.inf)), share * facts, share * test, length
 
 # %% ../nbs/6_commands/01_cost.ipynb #cost
-def _parts(run: Run) -> tuple[tuple, Data, FinetuningConfig | None, Any, FinetuningConfig | None]:
-    "Take apart a run: what decides its start, its data, how the start is trained; blocks (None: every weight), how they are trained."
-    start, blocks, training = (run.starting_point, run.fae_recipe, run.data), None, None
-    if run.method in ("edit", "uniform"):
-        blocks, training = run.blocks, run.make_config(round(run.num_modified * _size(run.data)[0])).finetuning
-    elif run.method == "retrain":
-        training = run.finetuning
-    return start, run.data, run.finetuning if run.start == "FT" else None, blocks, training
+def _parts(run: Run) -> tuple[FinetuningConfig | None, Any, FinetuningConfig | None]:
+    "Take apart a run: how its start is trained (None: not at all), the blocks that are edited (None: every weight), and how."
+    edit = getattr(run.method, "modification", run.method)
+    return getattr(run.start, "finetuning", None), getattr(edit, "blocks", None), getattr(edit, "finetuning", None)
 
 
-def _cost(run: Run, places: Places, data: Data, blocks: Any, training: FinetuningConfig | None) -> tuple[float, float]:
+def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | None) -> tuple[float, float]:
     "FLOPs and bytes of a training (None: there is none) with all test questions after it; nan where that is not known."
-    model, (_, questions, length) = run.settings["model"], _size(data)
-    network = None if run.settings["method"] == "FaE" else _find_network(model, str(places.models.get(model, model)))
+    model, (evidences, facts, questions, length) = run.start.model, _size(run.sample.data)
+    network = None if isinstance(run.start, FaeStart) else _find_network(model, str(places.models.get(model, model)))
     if network is None:
         return math.nan, math.nan
     answer, _, memory = _count_step(network, length, ())
@@ -143,8 +142,9 @@ def _cost(run: Run, places: Places, data: Data, blocks: Any, training: Finetunin
         each, kept, memory = _count_step(network, length, blocks)
     except ValueError:  # the model has no such blocks: this row will fail
         return math.nan, math.nan
+    steps = training.count_steps(round(evidences if blocks is None else evidences * run.sample.num_modified / facts))
     sentences = training.batch_size + round(training.batch_size * training.unmodified_per_modified)
-    return training.steps * sentences * each + questions * answer, memory + sentences * kept
+    return steps * sentences * each + questions * answer, memory + sentences * kept
 
 # %% ../nbs/6_commands/01_cost.ipynb #estimate-run
 def estimate_run(
@@ -152,21 +152,20 @@ def estimate_run(
     places: Places,
 ) -> tuple[float, float]:  # FLOPs, and bytes of memory; nan if that is not known, as of FaE
     "Estimate what a row costs, without its start."
-    _, data, _, blocks, training = _parts(run)
-    return _cost(run, places, data, blocks, training)
+    _, blocks, training = _parts(run)
+    return _cost(run, places, blocks, training)
 
 # %% ../nbs/6_commands/01_cost.ipynb #plan
 def _list_costs(runs: Iterable[tuple[Run, Places]]) -> list[tuple]:
     "The starts of runs, each once, and the runs: model, benchmark, blocks, |M|, FLOPs, bytes."
     starts, rows = {}, []
     for run, places in runs:
-        settings, (start, data, finetuning, blocks, training) = run.settings, _parts(run)
-        kind, model = settings["method"], (settings["model"], settings["benchmark"])
+        start, model, settings = (run.start, run.sample.data), (run.start.model, run.sample.data.benchmark), run.settings
         if start not in starts:
-            name = "FaE" if kind == "FaE" else settings["start"]
-            starts[start] = (*model, f"start {name}", "", *_cost(run, places, data, None, finetuning))
-        name = kind if kind == "retrain" else settings.get("blocks", kind)
-        rows.append((*model, str(name), str(settings["num_modified"]), *_cost(run, places, data, blocks, training)))
+            name = "FaE" if isinstance(run.start, FaeStart) else run.start.kind
+            starts[start] = (*model, f"start {name}", "", *_cost(run, places, None, _parts(run)[0]))
+        name = settings.get("blocks", settings["method"])
+        rows.append((*model, name, str(run.sample.num_modified), *estimate_run(run, places)))
     return [*starts.values(), *rows]
 
 # %% ../nbs/6_commands/01_cost.ipynb #describe-plan

@@ -24,8 +24,10 @@ import modmem
 from .artefacts import Artefact
 from .files import hash_file, write_atomically
 from .page import build_report
+from .rows import load_results
+from .runs import Run
 from .starts import Places
-from .sweep import Run, load_results, run_sweep, shard
+from .sweep import run_sweep, shard
 
 # %% auto #0
 __all__ = ['compute_rows', 'reproduce']

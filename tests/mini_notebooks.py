@@ -12,21 +12,25 @@ from modmem.starts import Places, load_pretrained
 
 PLACES = "places: dict = {}  # where things are, and what computes\n"
 SETTINGS = """benchmark: str = "world-questions"  # the form of the world
+num_subjects: int = 24  # subjects of a world
+model: str = "tiny"  # a model of the world
+start: str = "pretrained"  # model to modify
 num_modified: int = 4  # facts to change
 learning_rate: float = 0.01  # of FTM
+batch_size: int = 8  # evidences a step
+epochs: float = 0.5  # of FTM
+min_steps: int = 10  # of FTM, at least
 seeds: list = [0, 1]  # runs
+folders: dict = {}  # where real models lie
 """
-RUNS = """from pathlib import Path
-from modmem.sweep import expand_grid, run_sweep
-runs = expand_grid(
-    benchmark=[benchmark], num_subjects=[24], model=["tiny"], start=["pretrained"], num_modified=[num_modified], seed=seeds,
-    learning_rate=[learning_rate], batch_size=[8], epochs=[0.5], min_steps=[10], blocks=BLOCKS, radius=RADII,
-)"""
-SAVE = """from modmem.files import write_atomically
-from modmem.starts import Places
-where = Places(Path(places["store"]) / "cache", places["trex"] or None, device=places["device"])
-rows = run_sweep(runs, places["store"], where, places["known_rows"] or None, 1, places["engine"], places["scheduler"] or None)
-with write_atomically(Path(places["output"]) / "NAME.csv") as temporary:
+RUNS = """from modmem.paper import Paper
+from modmem.runs import Run
+paper = Paper("NAME", globals())
+runs = [Run(paper.sample(seed), paper.start(), paper.edit(block, seed, radius)) for block in BLOCKS for radius in RADII for seed in seeds]"""
+SAVE = """from pathlib import Path
+from modmem.files import write_atomically
+rows = paper.compute(runs)
+with write_atomically(Path(paper.at["output"]) / "NAME.csv") as temporary:
     rows[["blocks", "radius", "seed", "status", "modified_accuracy"]].to_csv(temporary, index=False)"""
 CLAIMS = """from pathlib import Path
 rows, output = Path(places["known_rows"]).read_text().splitlines(), Path(places["output"])
@@ -51,8 +55,8 @@ def notebooks(tmp_path_factory):
     "Two artefacts that share rows, one without that has its options one by one, and the claims."
     folder = tmp_path_factory.mktemp("notebooks")
     for name, more, blocks, radii in (("table_3", "", "[0, 1]", "[float('inf')]"), ("tradeoff", "radii: list = [0.1]  # of the ball\n", "[1]", "[*radii, float('inf')]")):
-        runs = RUNS.replace("BLOCKS", blocks).replace("RADII", radii)
-        write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=SAVE.replace("NAME", name))
+        runs, save = (source.replace("BLOCKS", blocks).replace("RADII", radii).replace("NAME", name) for source in (RUNS, SAVE))
+        write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=save)
     write_notebook(folder / "paper" / "claims.ipynb", parameters=PLACES, runs="runs = []", save=CLAIMS)
     edit = 'output: str = "figures"  # folder\nradii: list = [0.1]  # radii\nsteps = 3'
     write_notebook(folder / "guides" / "edit_synthetic.ipynb", parameters=edit, save=EDIT)

@@ -2,7 +2,7 @@
 import math
 
 import pytest
-from mini_notebooks import PLACES, here, notebooks, write_notebook  # noqa: F401
+from mini_notebooks import PLACES, RUNS, SETTINGS, here, notebooks, write_notebook  # noqa: F401
 
 from modmem.artefacts import OPTIONS, Artefact, choose_artefacts, list_artefacts, list_runs
 from modmem.starts import Places
@@ -21,23 +21,28 @@ def test_a_parameter_reaches_every_artefact_that_has_it_in_its_type():
     assert values["table_3"] == {"num_modified": 8, "learning_rate": 0.001}
     assert values["tradeoff"] == values["table_3"] | {"radii": [0.5, 1]}
     assert values["edit_synthetic"] == {"radii": [0.5, 1], "steps": 7} and values["claims"] == {}
-    assert {run.num_modified for run in list_runs(choose_artefacts(["table_3"], given[:1])[0]).runs} == {8}
+    assert {run.sample.num_modified for run in list_runs(choose_artefacts(["table_3"], given[:1])[0]).runs} == {8}
 
 
 # Options
 
 SEPARATE = """radii: list = [0.1]  # of the ball
 output: str = "figures"  # folder for the results
-store: str = "_runs/paper"  # folder for the rows
-folders: dict = {"mine": "models/mine"}  # where real models lie
 threads: int = 1  # of torch"""
-ONE_RUN = "from modmem.sweep import expand_grid\nruns = expand_grid(num_subjects=[24], radius=radii)"
+LESSON = SETTINGS.replace("folders: dict = {}", 'folders: dict = {"mine": "models/mine"}') + "radii: list = [0.1]  # of the ball\n" + PLACES
+ONE_BLOCK = RUNS.replace("RADII", "radii").replace("BLOCKS", "[0]")
+
+
+def test_options_have_the_names_of_places():
+    from modmem.paper import _PLACES
+
+    assert set(OPTIONS) == set(_PLACES)
 
 
 def test_options_reach_a_notebook_as_it_has_them(tmp_path):
     options = dict.fromkeys(OPTIONS, "x") | {"threads": 2}
     for name, parameters, filled in (
-        ("separate", SEPARATE, {"output": "x", "store": "x", "threads": 2}),
+        ("separate", SEPARATE, {"output": "x", "threads": 2}),
         ("together", PLACES, {"places": options}),
         ("none", "radii: list = [0.1]", {}),
     ):
@@ -46,19 +51,19 @@ def test_options_reach_a_notebook_as_it_has_them(tmp_path):
 
 
 def test_places_of_the_runs_follow_from_options_and_folders(tmp_path):
-    write_notebook(tmp_path / "lesson.ipynb", parameters=SEPARATE, runs=ONE_RUN, save="raise RuntimeError('computed')")
+    write_notebook(tmp_path / "lesson.ipynb", parameters=LESSON, runs=ONE_BLOCK, save="raise RuntimeError('computed')")
     options = {"store": "rows", "trex": "LAMA", "zsre": "", "device": "cuda:1", "threads": 2}
-    artefact = list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": [0.5]}, options))
-    assert [run.settings["radius"] for run in artefact.runs] == [0.5]
+    artefact = list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": [0.5], "seeds": [0, 3]}, options))
+    assert [(run.method.radius, run.sample.seed) for run in artefact.runs] == [(0.5, 0), (0.5, 3)]
     assert artefact.places == Places("rows/cache", "LAMA", None, {"mine": "models/mine"}, "cuda:1", 2)
     assert list_runs(Artefact("lesson", tmp_path / "lesson.ipynb")).places == Places("_runs/paper/cache", models={"mine": "models/mine"})
 
 
-@pytest.mark.parametrize("radii, reason", [([-1.0], "radius must be a number above 0"), (["x"], "radius"), ({}, "must be a list of values")])
-def test_parameters_that_make_no_rows_are_told(tmp_path, radii, reason):
-    write_notebook(tmp_path / "lesson.ipynb", parameters=SEPARATE, runs=ONE_RUN)
+@pytest.mark.parametrize("name, value, reason", [("radii", [-1.0], "radius must be a number above 0"), ("radii", ["x"], "radius"), ("start", "ft", "a start must be")])
+def test_parameters_that_make_no_rows_are_told(tmp_path, name, value, reason):
+    write_notebook(tmp_path / "lesson.ipynb", parameters=LESSON, runs=ONE_BLOCK)
     with pytest.raises(ValueError, match=f"lesson: these parameters make no rows: .*{reason}"):
-        list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": radii}))
+        list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {name: value}))
 
 
 # Parameter files
@@ -89,7 +94,7 @@ def test_a_file_sets_parameters_of_all_and_of_each(tmp_path):
         ("all: {seeds: 3}", "field 'all.seeds': expected list, found 3"),
         ("tabel_3: {seeds: [1]}", "field 'tabel_3': there is no such artefact; did you mean table_3"),
         ("table_3: {seed: [1]}", "field 'table_3.seed': there is no parameter 'seed'; did you mean seeds"),
-        ("table_3: {radii: [1]}", "field 'table_3.radii': there is no parameter 'radii'; there are benchmark"),
+        ("table_3: {radii: [1]}", "field 'table_3.radii': there is no parameter 'radii'; there are batch_size, benchmark"),
         ("all: {output: here}", "field 'all.output': there is no parameter 'output': where things are"),
         ("all: {trex: here}", "field 'all.trex': there is no parameter 'trex': where things are"),
         ("all: {places: {output: here}}", "field 'all.places': there is no parameter 'places': where things are"),

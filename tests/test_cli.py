@@ -208,11 +208,11 @@ def test_a_hub_id_is_no_path(run, tmp_path):
 
 
 def test_names_known_without_torch_are_the_librarys():
-    from modmem.editor import NORMS
+    from modmem.constraints import CONSTRAINTS
     from modmem.masked_lm import ARCHITECTURES
 
-    need_unmodified_evidence = {norm for norm in NORMS if norm.startswith("fisher")}  # which a list of edits has not
-    assert set(get_args(cli._Norm)) == set(NORMS) - need_unmodified_evidence and set(cli._FAMILIES) == set(ARCHITECTURES)
+    need_unmodified_evidence = {norm for norm in CONSTRAINTS if norm.startswith("fisher")}  # which a list of edits has not
+    assert set(get_args(cli._Norm)) == set(CONSTRAINTS) - need_unmodified_evidence and set(cli._FAMILIES) == set(ARCHITECTURES)
 
 
 def test_the_command_says_its_version(run):
@@ -319,12 +319,12 @@ def test_json_is_alone_on_standard_output(edits, small_world, tmp_path):
 
 @pytest.mark.parametrize("failure, code", [(KeyboardInterrupt, 130), (RuntimeError, None)])
 def test_an_interrupted_edit_leaves_nothing_behind(run, edits, monkeypatch, failure, code):
-    import modmem.editor
+    import modmem.constraints
 
     def fail(*arguments):
         raise failure
 
-    monkeypatch.setattr(modmem.editor, "modify_facts", fail)
+    monkeypatch.setattr(modmem.constraints, "modify_constrained", fail)
     command = ["edit", "synthetic", edits, *EDIT, "--output", "new/edit.safetensors"]
     if code is None:
         with pytest.raises(failure):  # the interpreter prints a traceback and exits with 1

@@ -1,10 +1,10 @@
 """What rows would cost: counted on models without numbers, and by hand."""
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from runs_by_column import make_run
 from tiny_models import TINY, WORLD
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +16,6 @@ from modmem.cost import describe_plan, estimate_run
 from modmem.masked_lm import MaskedLM
 from modmem.pretraining import slot_loss
 from modmem.starts import RECIPES, Places
-from modmem.sweep import Run
 from modmem.synthetic import make_blank_model
 
 PLACES = Places("cache")
@@ -78,24 +77,24 @@ def test_only_what_has_a_way_back_is_kept():
 
 def test_flops_and_memory_of_a_row():
     base = cost._find_network("base", "base")
-    fta = Run(num_subjects=64, blocks=(1, 2), num_modified=8, batch_size=16, unmodified_per_modified=0.5)
+    fta = make_run(num_subjects=64, blocks=(1, 2), num_modified=8, batch_size=16, unmodified_per_modified=0.5)
     each, kept, _ = cost._count_step(base, TOKENS, (1, 2))
     flops, memory = estimate_run(fta, PLACES)
     assert flops == 70 * 24 * each + 8 * 64 * FORWARD and memory == 4 * (WEIGHTS + 4 * 2 * BLOCK) + 24 * kept
-    every, first, last = (estimate_run(Run(blocks=blocks), PLACES) for blocks in ("all", 0, 3))
+    every, first, last = (estimate_run(make_run(blocks=blocks), PLACES) for blocks in ("all", 0, 3))
     assert every[0] > first[0] > last[0] and every[1] > first[1] > last[1]
 
 
 def test_a_memory_is_asked_and_a_retraining_trains_every_weight():
-    asked = estimate_run(Run(method="kNN-LM", epsilon_quantile=0.1), PLACES)
+    asked = estimate_run(make_run(method="kNN-LM", epsilon_quantile=0.1), PLACES)
     assert asked == (4096 * FORWARD, 4 * WEIGHTS)
-    retrained = estimate_run(Run(method="retrain", finetuning_steps=7, finetuning_batch_size=5), PLACES)
+    retrained = estimate_run(make_run(method="retrain", retraining_steps=7, retraining_batch_size=5), PLACES)
     assert retrained[0] == 7 * 5 * 3 * FORWARD + 4096 * FORWARD and retrained[1] > 5 * asked[1]
 
 
 def test_steps_follow_the_evidence_of_the_modified_facts():
-    costs = {size: estimate_run(Run(benchmark="trex", num_modified=size, relations=("P19",)), PLACES)[0] for size in (32, 512)}
-    few = estimate_run(Run(benchmark="trex", relations=("P19",), method="kNN-LM", epsilon_quantile=0.1), PLACES)[0]
+    costs = {size: estimate_run(make_run(benchmark="trex", num_modified=size, relations=("P19",)), PLACES)[0] for size in (32, 512)}
+    few = estimate_run(make_run(benchmark="trex", relations=("P19",), method="kNN-LM", epsilon_quantile=0.1), PLACES)[0]
     assert (costs[512] - few) / (costs[32] - few) == pytest.approx(1510 / 100), "10 epochs of 151 and of 10 batches"
 
 
@@ -110,9 +109,9 @@ def test_a_model_is_known_by_its_folder_or_not_at_all(tmp_path):
     shape = {"model_type": "bert", "num_hidden_layers": 4, "hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 3,
              "vocab_size": 514, "max_position_embeddings": 64, "dtype": "float16"}
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    mine = Run(model="mine", start="pretrained", blocks=3, num_modified=8)
-    assert estimate_run(mine, Places("cache", models={"mine": str(tmp_path)})) == estimate_run(replace(mine, model="base"), PLACES)
-    for run in (mine, replace(mine, model="base", blocks=4), Run(model="base", method="FaE", group="none")):
+    mine = make_run(model="mine", start="pretrained", blocks=3, num_modified=8)
+    assert estimate_run(mine, Places("cache", models={"mine": str(tmp_path)})) == estimate_run(make_run(model="base", start="pretrained", blocks=3, num_modified=8), PLACES)
+    for run in (mine, make_run(model="base", start="pretrained", blocks=4), make_run(model="base", method="FaE", group="none")):
         assert all(map(math.isnan, estimate_run(run, PLACES)))
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
@@ -122,5 +121,5 @@ def test_a_model_is_known_by_its_folder_or_not_at_all(tmp_path):
 # A plan
 
 def test_what_is_unknown_is_no_guess(tmp_path):
-    artefact = Artefact("table_3", tmp_path, {}, {}, (Run(model="fae", start="pretrained"),), PLACES)
+    artefact = Artefact("table_3", tmp_path, {}, {}, (make_run(model="fae", start="pretrained"),), PLACES)
     assert "unknown" in describe_plan([artefact], tmp_path / "store") and "and what is unknown" in describe_plan([artefact], tmp_path / "store")

@@ -14,7 +14,7 @@ from mini_notebooks import cache, here, notebooks, run, start_command, whole  # 
 
 from modmem import reproduce
 from modmem.artefacts import choose_artefacts, list_artefacts, list_runs
-from modmem.sweep import load_results
+from modmem.rows import load_results
 
 
 @pytest.fixture
