@@ -461,14 +461,10 @@ def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict)
 
 def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:
     "The edited model, which shares all other weights with the given one."
-    from modmem.masked_lm import copy_with_own
-
     try:
-        edited = copy_with_own(masked_lm, list(edit.bits))
-        edit.apply(edited)
+        return edit.apply_to_copy(masked_lm)
     except ValueError as error:
         raise DataError(f"does not belong to this model: {error}", path) from None
-    return edited
 
 # %% ../nbs/6_commands/04_cli.ipynb #answer-edits
 def _compare(values: Mapping[str, Any]) -> Any:

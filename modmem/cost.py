@@ -113,13 +113,14 @@ _SIZES = {"trex": (1_282_567, 34_039, 34_039, 40), "zsre": (197_829, 147_905, 59
 _NUM_RELATIONS = 41  # of T-REx
 
 
-def _size(data: Data) -> tuple[float, float, int]:
-    "Training sentences a fact, test questions, and tokens a sentence."
-    if data.benchmark in _SIZES:
-        training, facts, test, length = _SIZES[data.benchmark]
-        share = len(data.relations) / _NUM_RELATIONS if data.benchmark == "trex" and data.relations else 1
-        return min(training / facts, data.max_evidences or math.inf), test * share, length
-    return 5, 8 * data.num_subjects, 11 if data.benchmark == "world" else 12
+def _size(data: Data) -> tuple[float, float, float, int]:
+    "Training sentences, facts, test questions, and tokens a sentence."
+    if data.benchmark not in _SIZES:
+        facts = 8 * data.num_subjects
+        return 5 * facts, facts, facts, 11 if data.benchmark == "world" else 12
+    training, facts, test, length = _SIZES[data.benchmark]
+    share = len(data.relations) / _NUM_RELATIONS if data.relations else 1
+    return share * min(training, facts * (data.max_evidences or math.inf)), share * facts, share * test, length
 
 # %% ../nbs/6_commands/01_cost.ipynb #cost
 def _parts(run: Run) -> tuple[FinetuningConfig | None, Any, FinetuningConfig | None, int]:

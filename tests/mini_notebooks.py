@@ -12,12 +12,20 @@ from modmem.starts import Places, load_pretrained
 
 PLACES = "places: dict = {}  # where things are, and what computes\n"
 SETTINGS = """benchmark: str = "world-questions"  # the form of the world
+num_subjects: int = 24  # subjects of a world
+model: str = "tiny"  # a model of the world
+start: str = "pretrained"  # model to modify
 num_modified: int = 4  # facts to change
 learning_rate: float = 0.01  # of FTM
+batch_size: int = 8  # evidences a step
+epochs: float = 0.5  # of FTM
+min_steps: int = 10  # of FTM, at least
 seeds: list = [0, 1]  # runs
+folders: dict = {}  # where real models lie
 """
 RUNS = """from modmem.paper import Paper
 from modmem.runs import Run
+<<<<<<< HEAD
 num_subjects, model, start, batch_size, epochs, min_steps = 24, "tiny", "pretrained", 8, 0.5, 10
 paper = Paper("NAME", globals() | {"__annotations__": dict.fromkeys(__annotations__) | dict.fromkeys(("num_subjects", "model", "start", "batch_size", "epochs", "min_steps"))})
 runs = [Run(paper.sample(seed), paper.start(), paper.edit(block, seed, radius)) for seed in seeds for block in BLOCKS for radius in RADII]"""
@@ -25,6 +33,14 @@ SAVE = """from pathlib import Path
 from modmem.files import write_atomically
 rows = paper.compute(runs)
 with write_atomically(Path(places["output"]) / "NAME.csv") as temporary:
+=======
+paper = Paper("NAME", globals())
+runs = [Run(paper.sample(seed), paper.start(), paper.edit(block, seed, radius)) for block in BLOCKS for radius in RADII for seed in seeds]"""
+SAVE = """from pathlib import Path
+from modmem.files import write_atomically
+rows = paper.compute(runs)
+with write_atomically(Path(paper.at["output"]) / "NAME.csv") as temporary:
+>>>>>>> commands
     rows[["blocks", "radius", "seed", "status", "modified_accuracy"]].to_csv(temporary, index=False)"""
 CLAIMS = """from pathlib import Path
 rows, output = Path(places["known_rows"]).read_text().splitlines(), Path(places["output"])
@@ -50,8 +66,13 @@ def notebooks(tmp_path_factory):
     "Two artefacts that share rows, one without , and the claims."
     folder = tmp_path_factory.mktemp("notebooks")
     for name, more, blocks, radii in (("table_3", "", "[0, 1]", "[float('inf')]"), ("tradeoff", "radii: list = [0.1]  # of the ball\n", "[1]", "[*radii, float('inf')]")):
+<<<<<<< HEAD
         runs = RUNS.replace("NAME", name).replace("BLOCKS", blocks).replace("RADII", radii)
         write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=SAVE.replace("NAME", name))
+=======
+        runs, save = (source.replace("BLOCKS", blocks).replace("RADII", radii).replace("NAME", name) for source in (RUNS, SAVE))
+        write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=save)
+>>>>>>> commands
     write_notebook(folder / "paper" / "claims.ipynb", parameters=PLACES, runs="runs = []", save=CLAIMS)
     edit = PLACES + "radii: list = [0.1]  # radii\nsteps = 3"
     write_notebook(folder / "guides" / "edit_synthetic.ipynb", parameters=edit, save=EDIT)

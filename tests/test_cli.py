@@ -319,12 +319,12 @@ def test_json_is_alone_on_standard_output(edits, small_world, tmp_path):
 
 @pytest.mark.parametrize("failure, code", [(KeyboardInterrupt, 130), (RuntimeError, None)])
 def test_an_interrupted_edit_leaves_nothing_behind(run, edits, monkeypatch, failure, code):
-    import modmem.editor
+    import modmem.constraints
 
     def fail(*arguments):
         raise failure
 
-    monkeypatch.setattr(modmem.editor, "modify_facts", fail)
+    monkeypatch.setattr(modmem.constraints, "modify_constrained", fail)
     command = ["edit", "synthetic", edits, *EDIT, "--output", "new/edit.safetensors"]
     if code is None:
         with pytest.raises(failure):  # the interpreter prints a traceback and exits with 1
