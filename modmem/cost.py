@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from .artefacts import Artefact
 from .batches import MaskedBatch
 from .blocks import select_parameters
+from .fae_starts import FaeStart
 from .finetuning import FinetuningConfig
 from .masked_lm import MaskedLM
-from .starts import RECIPES, Data, Places
-from .fae_starts import FaeStart
 from .rows import load_results
 from .runs import Run
+from .starts import RECIPES, Data, Places
 from .synthetic import make_blank_model
 
 # %% auto #0
@@ -123,16 +123,15 @@ def _size(data: Data) -> tuple[float, float, float, int]:
     return share * min(training, facts * (data.max_evidences or math.inf)), share * facts, share * test, length
 
 # %% ../nbs/6_commands/01_cost.ipynb #cost
-def _parts(run: Run) -> tuple[FinetuningConfig | None, Any, FinetuningConfig | None, int]:
-    "How a run's start is trained; blocks (None: every weight), how they are trained, and on how many sentences an epoch."
-    settings, data = getattr(run.method, "modification", run.method), run.sample.data
-    sentences = round(run.sample.num_modified * _size(data)[0])
-    return getattr(run.start, "finetuning", None), getattr(settings, "blocks", None), getattr(settings, "finetuning", None), sentences
+def _parts(run: Run) -> tuple[FinetuningConfig | None, Any, FinetuningConfig | None]:
+    "Take apart a run: how its start is trained (None: not at all), the blocks that are edited (None: every weight), and how."
+    edit = getattr(run.method, "modification", run.method)
+    return getattr(run.start, "finetuning", None), getattr(edit, "blocks", None), getattr(edit, "finetuning", None)
 
 
-def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | None, evidences: int = 0) -> tuple[float, float]:
+def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | None) -> tuple[float, float]:
     "FLOPs and bytes of a training (None: there is none) with all test questions after it; nan where that is not known."
-    model, (_, questions, length) = run.start.model, _size(run.sample.data)
+    model, (evidences, facts, questions, length) = run.start.model, _size(run.sample.data)
     network = None if isinstance(run.start, FaeStart) else _find_network(model, str(places.models.get(model, model)))
     if network is None:
         return math.nan, math.nan
@@ -143,8 +142,9 @@ def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | No
         each, kept, memory = _count_step(network, length, blocks)
     except ValueError:  # the model has no such blocks: this row will fail
         return math.nan, math.nan
+    steps = training.count_steps(round(evidences if blocks is None else evidences * run.sample.num_modified / facts))
     sentences = training.batch_size + round(training.batch_size * training.unmodified_per_modified)
-    return training.count_steps(evidences) * sentences * each + questions * answer, memory + sentences * kept
+    return steps * sentences * each + questions * answer, memory + sentences * kept
 
 # %% ../nbs/6_commands/01_cost.ipynb #estimate-run
 def estimate_run(
@@ -152,21 +152,20 @@ def estimate_run(
     places: Places,
 ) -> tuple[float, float]:  # FLOPs, and bytes of memory; nan if that is not known, as of FaE
     "Estimate what a row costs, without its start."
-    _, *edit = _parts(run)
-    return _cost(run, places, *edit)
+    _, blocks, training = _parts(run)
+    return _cost(run, places, blocks, training)
 
 # %% ../nbs/6_commands/01_cost.ipynb #plan
 def _list_costs(runs: Iterable[tuple[Run, Places]]) -> list[tuple]:
     "The starts of runs, each once, and the runs: model, benchmark, blocks, |M|, FLOPs, bytes."
     starts, rows = {}, []
     for run, places in runs:
-        settings, (finetuning, *edit) = run.settings, _parts(run)
-        kind, model = settings["method"], (settings["model"], settings["benchmark"])
-        if (start := (run.start, run.sample.data)) not in starts:
-            name = "FaE" if kind == "FaE" else settings["start"]
-            starts[start] = (*model, f"start {name}", "", *_cost(run, places, None, finetuning))
-        name = kind if kind == "retrain" else settings.get("blocks", kind)
-        rows.append((*model, str(name), str(settings["num_modified"]), *_cost(run, places, *edit)))
+        start, model, settings = (run.start, run.sample.data), (run.start.model, run.sample.data.benchmark), run.settings
+        if start not in starts:
+            name = "FaE" if isinstance(run.start, FaeStart) else run.start.kind
+            starts[start] = (*model, f"start {name}", "", *_cost(run, places, None, _parts(run)[0]))
+        name = settings.get("blocks", settings["method"])
+        rows.append((*model, name, str(run.sample.num_modified), *estimate_run(run, places)))
     return [*starts.values(), *rows]
 
 # %% ../nbs/6_commands/01_cost.ipynb #describe-plan

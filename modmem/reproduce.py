@@ -24,9 +24,9 @@ import modmem
 from .artefacts import Artefact
 from .files import hash_file, write_atomically
 from .page import build_report
-from .starts import Places
 from .rows import load_results
 from .runs import Run
+from .starts import Places
 from .sweep import run_sweep, shard
 
 # %% auto #0

@@ -25,32 +25,22 @@ folders: dict = {}  # where real models lie
 """
 RUNS = """from modmem.paper import Paper
 from modmem.runs import Run
-<<<<<<< HEAD
-num_subjects, model, start, batch_size, epochs, min_steps = 24, "tiny", "pretrained", 8, 0.5, 10
-paper = Paper("NAME", globals() | {"__annotations__": dict.fromkeys(__annotations__) | dict.fromkeys(("num_subjects", "model", "start", "batch_size", "epochs", "min_steps"))})
-runs = [Run(paper.sample(seed), paper.start(), paper.edit(block, seed, radius)) for seed in seeds for block in BLOCKS for radius in RADII]"""
-SAVE = """from pathlib import Path
-from modmem.files import write_atomically
-rows = paper.compute(runs)
-with write_atomically(Path(places["output"]) / "NAME.csv") as temporary:
-=======
 paper = Paper("NAME", globals())
 runs = [Run(paper.sample(seed), paper.start(), paper.edit(block, seed, radius)) for block in BLOCKS for radius in RADII for seed in seeds]"""
 SAVE = """from pathlib import Path
 from modmem.files import write_atomically
 rows = paper.compute(runs)
 with write_atomically(Path(paper.at["output"]) / "NAME.csv") as temporary:
->>>>>>> commands
     rows[["blocks", "radius", "seed", "status", "modified_accuracy"]].to_csv(temporary, index=False)"""
 CLAIMS = """from pathlib import Path
 rows, output = Path(places["known_rows"]).read_text().splitlines(), Path(places["output"])
 output.mkdir(parents=True, exist_ok=True)
 (output / "claims.md").write_text(f"# Claims\\n\\n{len(rows) - 1} rows\\n")"""
 EDIT = """from pathlib import Path
-output = places["output"]
-Path(output).mkdir(parents=True, exist_ok=True)
-(Path(output) / "edit_synthetic.csv").write_text(f"radii,steps\\n{radii},{steps}\\n")
-(Path(output) / "edit_synthetic_rows.csv").write_text("row\\n")"""
+output = Path(places["output"])
+output.mkdir(parents=True, exist_ok=True)
+(output / "edit_synthetic.csv").write_text(f"radii,steps\\n{radii},{steps}\\n")
+(output / "edit_synthetic_rows.csv").write_text("row\\n")"""
 
 
 def write_notebook(path, **sources):
@@ -63,16 +53,11 @@ def write_notebook(path, **sources):
 
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory):
-    "Two artefacts that share rows, one without , and the claims."
+    "Two artefacts that share rows, one without any, and the claims."
     folder = tmp_path_factory.mktemp("notebooks")
     for name, more, blocks, radii in (("table_3", "", "[0, 1]", "[float('inf')]"), ("tradeoff", "radii: list = [0.1]  # of the ball\n", "[1]", "[*radii, float('inf')]")):
-<<<<<<< HEAD
-        runs = RUNS.replace("NAME", name).replace("BLOCKS", blocks).replace("RADII", radii)
-        write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=SAVE.replace("NAME", name))
-=======
         runs, save = (source.replace("BLOCKS", blocks).replace("RADII", radii).replace("NAME", name) for source in (RUNS, SAVE))
         write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=save)
->>>>>>> commands
     write_notebook(folder / "paper" / "claims.ipynb", parameters=PLACES, runs="runs = []", save=CLAIMS)
     edit = PLACES + "radii: list = [0.1]  # radii\nsteps = 3"
     write_notebook(folder / "guides" / "edit_synthetic.ipynb", parameters=edit, save=EDIT)
