@@ -5,6 +5,7 @@
 # %% ../nbs/6_commands/04_cli.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import lzma
@@ -16,11 +17,11 @@ import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -28,701 +29,39 @@ import modmem
 from .files import DataError, write_atomically
 
 if TYPE_CHECKING:
-    from modmem.facts import Benchmark, Evidence, Fact
+    from modmem.editor import Edit
+    from modmem.facts import Benchmark, Fact
     from modmem.masked_lm import MaskedLM
     from modmem.modification import ModifiedBenchmark
 
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/6_commands/04_cli.ipynb #parsers
+# %% ../nbs/6_commands/04_cli.ipynb #app
 _UsageError = typer.BadParameter.__base__  # click's; typer brings its own copy of click and does not name this class
+_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def _number(text: str) -> float:
-    "Parse a number above zero; `inf` is one."
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value > 0:
-        raise typer.BadParameter(f"expected a number above 0, found {text!r}")
-    return value
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(modmem.__version__)
+        raise typer.Exit()
 
 
-def _finite(text: str) -> float:
-    "Parse a finite number above zero."
-    if math.isinf(value := _number(text)):
-        raise typer.BadParameter(f"expected a finite number, found {text!r}")
-    return value
+@_app.callback()
+def _modmem(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False) -> None:
+    "Modify facts in masked language models, and little else."
 
 
-def _whole_from(low: int) -> Callable[[str], int]:
-    "Make a parser of whole numbers from `low`."
-
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,15}", str(text)) or int(text) < low:  # typer parses defaults, too
-            raise typer.BadParameter(f"expected a whole number from {low}, found {text!r}")
-        return int(text)
-
-    return parse
-
-# %% ../nbs/6_commands/04_cli.ipynb #parse-choices
-_NORMS = ("linf", "l2", "l2_tensor", "l2_tensor_rms")  # `modmem.projection.BALLS`, which needs torch
-
-
-def _blocks(text: str) -> int | list[int] | str:
-    "Parse `all`, a block's index, or indices with commas between."
-    if text == "all":
-        return text
-    if not re.fullmatch("[0-9]{1,4}(,[0-9]{1,4})*", text):
-        raise typer.BadParameter(f"expected 'all' or block indices such as 0 or 0,3, found {text!r}")
-    indices = [int(index) for index in text.split(",")]
-    if len(set(indices)) < len(indices):
-        raise typer.BadParameter(f"a block is named twice in {text!r}")
-    return indices[0] if len(indices) == 1 else indices
-
-
-def _device(text: str) -> str:
-    "Parse the name of a device."
-    if not re.fullmatch("cpu|mps|cuda(:[0-9]{1,3})?", text):
-        raise typer.BadParameter(f"expected cpu, cuda, cuda:N or mps, found {text!r}")
-    return text
-
-# %% ../nbs/6_commands/04_cli.ipynb #options
-def _one_of(*names: str) -> Callable[[str], str]:
-    "Make a parser of one of some names."
-
-    def parse(text: str) -> str:
-        if text not in names:
-            raise typer.BadParameter(f"expected one of {', '.join(names)}, found {text!r}")
-        return text
-
-    return parse
-
-
-_Model = Annotated[str, typer.Argument(metavar="MODEL", help="'synthetic', a folder, or a hub id.")]
-_EditFile = Annotated[Path, typer.Argument(metavar="edit.safetensors", help="An edit, as 'modmem edit' saves it.")]
-_Trex = Annotated[Path | None, typer.Option("--trex", metavar="DIR", help="T-REx: LAMA's data folder.")]
-_Zsre = Annotated[Path | None, typer.Option("--zsre", metavar="FILE", help="zsRE: a file in KILT's format.")]
-_Synthetic = Annotated[bool, typer.Option("--synthetic", help="The synthetic world.")]
-_Download = Annotated[bool, typer.Option("--download", help="Fetch the official data first: into DIR, or as FILE.")]
-_Relations = Annotated[str | None, typer.Option("--relations", metavar="P19,P20", help="Of T-REx, these relations only.")]
-_Folder = Annotated[Path, typer.Option("--output", metavar="DIR", help="New folder for the model.")]
-_Rate = Annotated[float | None, typer.Option("--learning-rate", parser=_finite, metavar="NUMBER", help="Highest learning rate.")]
-_Steps = Annotated[int | None, typer.Option("--steps", parser=_whole_from(1), metavar="N", help="Optimizer steps.")]
-_BatchSize = Annotated[int | None, typer.Option("--batch-size", parser=_whole_from(1), metavar="N", help="Sentences of a step.")]
-_Seed = Annotated[int, typer.Option("--seed", parser=_whole_from(0), metavar="N", help="Decides everything that is random.")]
-_Device = Annotated[str, typer.Option("--device", parser=_device, metavar="NAME", help="cpu, cuda, cuda:N or mps.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
-_app = typer.Typer(
-    help="Modify facts in masked language models, and little else.",
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-)
-
-# %% ../nbs/6_commands/04_cli.ipynb #check-output
-def _check_output(path: Path, is_folder: bool) -> None:
-    "Find out before the work whether `path` can be written, and leave no trace."
-    try:
-        if is_folder and path.is_dir() and any(path.iterdir()):
-            raise DataError("expected a new or an empty folder, this one has files in it", path)
-        if path.exists() and path.is_dir() != is_folder:
-            raise DataError(f"expected a {'folder' if is_folder else 'file'}, found a {'file' if is_folder else 'folder'}", path)
-        parent = next(one for one in path.absolute().parents if one.exists())
-        handle, name = tempfile.mkstemp(dir=parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        os.unlink(name)
-    except OSError as error:
-        raise DataError(f"cannot be written, {error.strerror}", path) from None
-
-# %% ../nbs/6_commands/04_cli.ipynb #read-record
-def _read_header(path: Path) -> dict[str, str]:
-    "Read the metadata at the head of a safetensors file, without torch."
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise DataError("no such file", path)
-    try:
-        with safe_open(path, framework="np") as saved:
-            return saved.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"expected a safetensors file: {error}", path) from None
-
-
-def _read_record(path: Path) -> dict:
-    "Read the record of a saved edit."
-    header = _read_header(path)
-    try:
-        record = json.loads(header.get("modmem_edit", ""))
-    except ValueError:
-        raise DataError("expected an edit saved by modmem, found other tensors", path) from None
-    missing = {"base_hash", "edited_hash", "config", "outcome", "evidence"} - set(record if isinstance(record, dict) else ())
-    if missing:
-        raise DataError(f"expected an edit saved by modmem, its record has no {sorted(missing)[0]!r}", path)
-    return record
-
-# %% ../nbs/6_commands/04_cli.ipynb #check-model
-_FAMILIES = ("bert", "albert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
-
-
-def _check_model(model: str) -> dict:
-    "Check what can be checked without loading a model; its configuration, or nothing for a hub id."
-    folder = Path(modmem.__file__).parent / "data" / "synthetic" if model == "synthetic" else Path(model)
-    if not folder.is_dir():
-        a_path = len(folder.parts) > 1 and folder.parent.is_dir()
-        if folder.exists() or a_path or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
-            raise DataError("no such model; expected 'synthetic', a folder, or a hub id", model)
-        return {}
-    path = folder / "config.json"
-    if not path.is_file():
-        raise DataError("expected a model's folder, with a config.json", folder)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"expected one JSON object, {error}", path) from None
-    if not isinstance(config, dict) or config.get("model_type") not in _FAMILIES:
-        raise DataError(f"expected a model of type {' or '.join(_FAMILIES)}", path, field="model_type")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise DataError("expected weights in *.safetensors", folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model")):
-        raise DataError("expected a tokenizer: tokenizer.json, vocab.txt or spiece.model", folder)
-    for path in weights:
-        _read_header(path)  # a file that was cut says so
-    return config
-
-# %% ../nbs/6_commands/04_cli.ipynb #read-trex
-def _read_trex(directory: Path, download: bool, relations: str | None, keep_duplicates: bool) -> Benchmark:
-    "Read T-REx, after downloading it if asked to."
-    from modmem.trex import load_trex
-
-    if download:
-        from modmem import download as downloads
-
-        downloads.download_trex(directory, downloads.TREX_URL)
-    unpacked = directory / "LAMA" / "data"  # where a download puts it
-    folder = unpacked if unpacked.is_dir() and not (directory / "relations.jsonl").exists() else directory
-    return load_trex(folder, relations and relations.split(","), keep_duplicates=keep_duplicates)
-
-# %% ../nbs/6_commands/04_cli.ipynb #read-source
-def _read_source(
-    trex: Path | None, zsre: Path | None, synthetic: bool, download: bool, relations: str | None, keep_duplicates: bool = False
-) -> Benchmark:
-    "Read the one dataset that the options name."
-    if (trex is not None) + (zsre is not None) + synthetic != 1:
-        raise _UsageError("expected exactly one of --trex DIR, --zsre FILE and --synthetic")
-    if download and synthetic:
-        raise _UsageError("--download goes with --trex or --zsre")
-    if relations is not None and trex is None:
-        raise _UsageError("--relations goes with --trex")
-    if trex is not None:
-        return _read_trex(trex, download, relations, keep_duplicates)
-    if synthetic:
-        from modmem.world import make_world
-
-        return make_world()
-    from modmem.zsre import load_zsre
-
-    if download:
-        from modmem import download as downloads
-
-        downloads.download(downloads.ZSRE_URL, zsre, b"{")
-    return load_zsre(zsre)
-
-# %% ../nbs/6_commands/04_cli.ipynb #plain
-def _plain(value: Any) -> Any:
-    "Make a value fit for JSON: what is not a number becomes None."
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _show(value: Any) -> str:
-    "Write a value for people."
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_show(one)}" for key, one in value.items())
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.4g}"
-    return "-" if value is None else str(value)
-
-# %% ../nbs/6_commands/04_cli.ipynb #report
-def _report(results: Mapping, as_json: bool = False) -> None:
-    "Print results on standard output."
-    if as_json:
-        typer.echo(json.dumps(_plain(results), allow_nan=False))
-        return
-    width = max(len(key) for key in results)
-    for key, value in results.items():
-        if not isinstance(value, list):
-            typer.echo(f"{key.replace('_', ' '):<{width}}  {_show(value)}")
-            continue
-        typer.echo(f"{key.replace('_', ' ')} ({' | '.join(value[0])})")
-        for one in value:
-            typer.echo(f"  {' | '.join(map(_show, one.values()))}")
+def _require(fulfilled: bool, otherwise: str) -> None:
+    "Refuse options that do not go together."
+    if not fulfilled:
+        raise _UsageError(otherwise)
 
 
 def _say(message: str) -> None:
     "Write one line to standard error."
     typer.echo(f"modmem: {' '.join(message.splitlines())}", err=True)
-
-# %% ../nbs/6_commands/04_cli.ipynb #load
-def _check_device(device: str) -> None:
-    "Refuse a device that this machine has not."
-    import torch
-
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    name, _, number = device.partition(":")
-    if not there[name] or int(number or 0) >= max(1, torch.cuda.device_count()):
-        raise _UsageError(f"Invalid value for '--device': this machine has no {device!r}")
-
-
-def _load(model: str, device: str) -> MaskedLM:
-    "Load a model to a device that is there."
-    from modmem.masked_lm import load_masked_lm
-
-    _check_device(device)
-    return load_masked_lm(model, device)
-
-
-def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
-    "Leave out facts that the tokenizer cannot say, and say how many."
-    from modmem.batches import keep_answerable
-
-    kept = keep_answerable(masked_lm.tokenizer, benchmark)
-    if len(kept.facts) < len(benchmark.facts):
-        _say(f"left out {len(benchmark.facts) - len(kept.facts)} facts with an object that this tokenizer cannot say in 20 pieces")
-    if not kept.train or not kept.test:
-        raise DataError("expected facts to train on and to test with, there are none left", benchmark.name)
-    return kept
-
-# %% ../nbs/6_commands/04_cli.ipynb #statistics
-@_app.command("statistics")
-def _statistics(
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None
-) -> None:
-    "Count a dataset's facts and questions, as in Table 1."
-    from modmem.facts import benchmark_statistics
-
-    typer.echo(benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True)).to_string())
-
-# %% ../nbs/6_commands/04_cli.ipynb #read-corpus
-def _read_corpus(path: Path) -> list[str]:
-    "Read the sentences of a text file, one a line."
-    if not path.is_file():
-        raise DataError("no such file", path)
-    sentences, line = [], 0
-    try:
-        with {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rb") as lines:
-            for line, raw in enumerate(lines, start=1):
-                if text := raw.decode("utf-8").strip():
-                    sentences.append(text)
-    except UnicodeDecodeError as error:
-        raise DataError(f"expected UTF-8 text, found byte {error.object[error.start]:#04x}", path, line) from None
-    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        raise DataError(f"cannot be unpacked, {error}", path, line + 1) from None
-    if not sentences:
-        raise DataError("expected a sentence a line, found none", path)
-    return sentences
-
-# %% ../nbs/6_commands/04_cli.ipynb #pretrain
-@_app.command("pretrain")
-def _pretrain(
-    output: _Folder,
-    synthetic: _Synthetic = False,
-    corpus: Annotated[Path | None, typer.Option(metavar="FILE", help="Text, a sentence a line; may be .xz or .gz.")] = None,
-    init: Annotated[str | None, typer.Option(metavar="MODEL", help="Encoder to start from: a folder or a hub id.")] = None,
-    recipe: Annotated[str | None, typer.Option(parser=_one_of("base", "large", "albert"), metavar="NAME", help="Of the synthetic world: base, large or albert.")] = None,
-    steps: _Steps = None, batch_size: _BatchSize = None, learning_rate: _Rate = None,
-    max_length: Annotated[int | None, typer.Option(parser=_whole_from(8), metavar="N", help="Tokens of a sentence.")] = None,
-    seed: _Seed = 0, device: _Device = "cpu",
-) -> None:
-    """Pretrain a model by masked language modelling.
-
-    An interrupted run, started again with the same arguments, continues.
-    """
-    if synthetic == (corpus is not None) or (corpus is None) != (init is None):
-        raise _UsageError("expected either --synthetic, or --corpus FILE with --init MODEL")
-    if synthetic and device != "cpu":
-        raise _UsageError("--device goes with --corpus")
-    if recipe and not synthetic:
-        raise _UsageError("--recipe goes with --synthetic")
-    _check_output(output, is_folder=True)
-    settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length}
-    settings = {name: value for name, value in settings.items() if value is not None} | {"seed": seed}
-    checkpoint = output.absolute().with_name(f"{output.absolute().name}.unfinished.safetensors")
-    if synthetic:
-        _report(_pretrain_world(recipe or "base", settings, checkpoint, output))
-    else:
-        _check_model(init)
-        _report(_pretrain_corpus(_read_corpus(corpus), init, settings, checkpoint, output, device))
-
-# %% ../nbs/6_commands/04_cli.ipynb #pretrain-parts
-def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
-    from modmem.starts import RECIPES
-    from modmem.synthetic import build_world_model, save_world_model
-
-    recipe = RECIPES[name]
-    recipe = replace(recipe, pretraining=replace(recipe.pretraining, **settings))
-    accuracy = save_world_model(build_world_model(recipe, checkpoint), recipe, output)
-    checkpoint.unlink()  # only now: the model is safe
-    return accuracy
-
-
-def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str) -> dict:
-    from modmem.masked_lm import save_masked_lm
-    from modmem.pretraining import PretrainingConfig, pretrain
-
-    trained, losses = pretrain(_load(init, device), sentences, PretrainingConfig(**settings), checkpoint)
-    save_masked_lm(trained, output)
-    checkpoint.unlink()  # only now: the model is safe
-    return {"sentences": len(sentences), "steps": len(losses), "final_loss": sum(losses[-100:]) / max(1, len(losses[-100:]))}
-
-# %% ../nbs/6_commands/04_cli.ipynb #finetune
-@_app.command("finetune")
-def _finetune(
-    model: _Model, output: _Folder,
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
-    steps: _Steps = None,
-    epochs: Annotated[float | None, typer.Option(parser=_finite, metavar="NUMBER", help="Passes over the evidence.")] = None,
-    batch_size: _BatchSize = 64, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
-) -> None:
-    """Fine-tune a model on the facts of a dataset.
-
-    500 steps unless told otherwise. The defaults suit the synthetic model; a real encoder wants --learning-rate 3e-4.
-    """
-    if steps is not None and epochs is not None:
-        raise _UsageError("expected either --steps or --epochs")
-    _check_output(output, is_folder=True)
-    _check_model(model)
-    benchmark = _read_source(trex, zsre, synthetic, download, relations)
-    masked_lm = _load(model, device)
-    benchmark = _keep_answerable(masked_lm, benchmark)
-    settings = {"steps": steps if epochs is not None else steps or 500, "epochs": epochs, "batch_size": batch_size}
-    _report(_finetune_and_save(masked_lm, benchmark, settings | {"learning_rate": learning_rate, "seed": seed}, output))
-
-# %% ../nbs/6_commands/04_cli.ipynb #finetune-parts
-def _finetune_and_save(masked_lm: MaskedLM, benchmark: Benchmark, settings: dict, output: Path) -> dict:
-    from modmem.evaluation import majority_accuracy, measure_accuracy
-    from modmem.finetuning import FinetuningConfig, finetune
-    from modmem.masked_lm import save_masked_lm
-
-    config = FinetuningConfig(**settings, pool=16, max_gradient_norm=1.0)
-    before = measure_accuracy(masked_lm, benchmark.test)
-    trained, losses = finetune(masked_lm, benchmark.train, config)
-    results = {
-        "benchmark": benchmark.name,
-        "facts": len(benchmark.facts),
-        "steps": len(losses),
-        "final_loss": losses[-1],
-        "accuracy": {"before": before, "after": measure_accuracy(trained, benchmark.test)},
-        "majority_accuracy": majority_accuracy(benchmark),
-    }
-    save_masked_lm(trained, output)
-    with write_atomically(output / "finetuning.json") as temporary:
-        temporary.write_text(json.dumps(_plain({"config": asdict(config), **results}), indent=1) + "\n", encoding="utf-8")
-    return results
-
-# %% ../nbs/6_commands/04_cli.ipynb #check-edits
-def _check_replaceable(path: Path) -> None:
-    "Refuse to replace a file that is no edit."
-    try:
-        _ = path.exists() and _read_record(path)
-    except DataError:
-        raise DataError("is there already, and is no edit; it shall not be overwritten", path) from None
-
-
-def _check_blocks(blocks: int | list[int] | str, num_blocks: int) -> None:
-    for index in [] if blocks == "all" else [blocks] if isinstance(blocks, int) else blocks:
-        if index >= num_blocks:
-            raise _UsageError(f"Invalid value for '--blocks': expected indices from 0 to {num_blocks - 1}, found {index}")
-
-
-def _read_edits(path: Path) -> ModifiedBenchmark:
-    from modmem.edits import read_edits
-
-    return read_edits(path)
-
-
-def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
-    "Refuse new objects that the tokenizer cannot say."
-    from modmem.facts import Benchmark
-    from modmem.files import read_jsonl
-    from modmem.batches import keep_answerable
-
-    facts = tuple(edits.modified_facts.values())
-    kept = set(keep_answerable(masked_lm.tokenizer, Benchmark(facts, (), ())).facts)
-    for fact, (line, _) in zip(facts, read_jsonl(path)):
-        if fact not in kept:
-            raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, line, "new_object")
-
-# %% ../nbs/6_commands/04_cli.ipynb #edit
-@_app.command("edit")
-def _edit(
-    model: _Model,
-    edits: Annotated[Path, typer.Argument(metavar="EDITS.jsonl", help="The facts to change, one JSON object a line.")],
-    blocks: Annotated[Any, typer.Option(parser=_blocks, metavar="BLOCKS", help="Blocks that may change: 0, or 0,3, or all.")],
-    radius: Annotated[float, typer.Option(parser=_number, metavar="NUMBER", help="How far weights may go; inf: anywhere.")],
-    output: Annotated[Path, typer.Option(metavar="edit.safetensors", help="File for the edit.")],
-    norm: Annotated[str, typer.Option(parser=_one_of(*_NORMS), metavar="NORM", help=f"One of {', '.join(_NORMS)}.")] = "linf",
-    steps: _Steps = 100, batch_size: _BatchSize = 128, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
-) -> None:
-    """Change what a model answers to given facts.
-
-    The chosen blocks are trained on the evidence, inside a ball around the old weights.
-    """
-    _check_output(output, is_folder=False)
-    _check_replaceable(output)
-    _check_blocks(blocks, _check_model(model).get("num_hidden_layers", math.inf))
-    modified = _read_edits(edits)
-    masked_lm = _load(model, device)
-    _check_objects(masked_lm, modified, edits)
-    settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps}
-    edit = _make_edit(masked_lm, modified, settings | {"batch_size": batch_size, "seed": seed})
-    edited = _apply(masked_lm, edit, output)
-    results = edit.record["outcome"] | _answer_edits(masked_lm, edited, modified)
-    edit.save(output)
-    _report(results)
-
-# %% ../nbs/6_commands/04_cli.ipynb #edit-parts
-def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Any:
-    from modmem.blocks import select_parameters
-    from modmem.editor import ModificationConfig, modify_facts
-
-    try:
-        select_parameters(masked_lm, settings["blocks"])
-    except ValueError as error:  # shared blocks, or a hub model with fewer
-        raise _UsageError(f"Invalid value for '--blocks': {error}") from None
-    return modify_facts(masked_lm, modified, ModificationConfig(**settings))
-
-
-def _apply(masked_lm: MaskedLM, edit: Any, path: Path) -> MaskedLM:
-    "The edited model, which shares all other weights with the given one."
-    from modmem.masked_lm import copy_with_own
-
-    try:
-        edited = copy_with_own(masked_lm, list(edit.bits))
-        edit.apply(edited)
-    except ValueError as error:
-        raise DataError(f"does not belong to this model: {error}", path) from None
-    return edited
-
-# %% ../nbs/6_commands/04_cli.ipynb #answer-edits
-def _answer_edits(masked_lm: MaskedLM, edited: MaskedLM | None, modified: ModifiedBenchmark) -> dict:
-    "What a model, and perhaps its edited version, answers to the sentences of a list of edits."
-    from modmem.evaluation import measure_accuracy
-
-    models = {"before": masked_lm} | ({"after": edited} if edited is not None else {})
-    sides = {"test_accuracy": modified.modified_test, "evidence_accuracy": modified.modified_train}
-    accuracy = {name: {key: measure_accuracy(one, side) for key, one in models.items()} for name, side in sides.items()}
-    asked = (*modified.modified_test, *modified.modified_train)
-    answers = {key: one.predict(asked) for key, one in models.items()}
-    return {
-        "facts": len(modified.modified_facts),
-        **{name: values if edited is not None else values["before"] for name, values in accuracy.items()},
-        "answers": [
-            {"text": one.text, "expected": one.fact.object, **{key: answers[key][number][0] for key in models}}
-            for number, one in enumerate(asked)
-        ],
-    }
-
-# %% ../nbs/6_commands/04_cli.ipynb #match-facts
-def _match_facts(record: dict, benchmark: Benchmark) -> dict[Fact, Fact]:
-    "The facts of a benchmark that an edit changed, with their new objects."
-    keys = ("subject", "relation", "object")
-    edited = {(one["id"], *(one[key] for key in keys)): one["new_object"] for one in record["evidence"]}
-    found = {fact: edited.get((fact.id, fact.subject, fact.relation, fact.object)) for fact in benchmark.facts}
-    return {fact: replace(fact, object=new, object_id=None) for fact, new in found.items() if new is not None}
-
-
-def _score_benchmark(masked_lm: MaskedLM, edited: MaskedLM | None, record: dict | None, benchmark: Benchmark) -> dict:
-    "Accuracy on a benchmark's test questions, before and after an edit."
-    from modmem.evaluation import evaluate, majority_accuracy
-    from modmem.modification import apply_modifications
-
-    changed = _match_facts(record, benchmark) if record is not None else {}
-    if record is not None and not changed:
-        _say("none of the edit's facts is in this dataset")
-    modified = apply_modifications(benchmark, changed)
-    results = {"benchmark": benchmark.name, "facts": len(benchmark.facts), "questions": len(benchmark.test)}
-    results |= {"majority_accuracy": majority_accuracy(benchmark)}
-    scores = {key: evaluate(one, modified) for key, one in (("before", masked_lm), ("after", edited)) if one is not None}
-    names = {"accuracy": "unmodified", "accuracy_by_fact": "unmodified_by_fact"}
-    if changed:
-        results["modified_facts"] = len(changed)
-        kinds = ("modified", "unmodified", "average")
-        names = {f"{kind}_accuracy": kind for kind in kinds} | {f"{kind}_accuracy_by_fact": f"{kind}_by_fact" for kind in kinds[:2]}
-    values = {name: {key: getattr(score, kind) for key, score in scores.items()} for name, kind in names.items()}
-    return results | (values if edited is not None else {name: value["before"] for name, value in values.items()})
-
-# %% ../nbs/6_commands/04_cli.ipynb #evaluate
-@_app.command("evaluate")
-def _evaluate(
-    model: _Model,
-    edits: Annotated[Path | None, typer.Argument(metavar="EDITS.jsonl", help="A list of edits, in place of a dataset.")] = None,
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
-    edit: Annotated[Path | None, typer.Option(metavar="edit.safetensors", help="An edit of MODEL, to compare with it.")] = None,
-    as_json: _Json = False, device: _Device = "cpu",
-) -> None:
-    "Measure what a model answers, and what an edit of it changes."
-    if edits is not None and (trex is not None or zsre is not None or synthetic):
-        raise _UsageError("expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
-    _check_model(model)
-    record = None if edit is None else _read_record(edit)
-    data = _read_source(trex, zsre, synthetic, download, relations) if edits is None else _read_edits(edits)
-    masked_lm = _load(model, device)
-    from modmem.editor import Edit
-
-    edited = None if edit is None else _apply(masked_lm, Edit.load(edit), edit)
-    if edits is not None:
-        _check_objects(masked_lm, data, edits)
-        _report(_answer_edits(masked_lm, edited, data), as_json)
-    else:
-        _report(_score_benchmark(masked_lm, edited, record, _keep_answerable(masked_lm, data)), as_json)
-
-# %% ../nbs/6_commands/04_cli.ipynb #apply
-@_app.command("apply")
-def _apply_edit(model: _Model, edit: _EditFile, output: _Folder) -> None:
-    "Write the edited model to a folder."
-    _check_output(output, is_folder=True)
-    _check_model(model)
-    _read_record(edit)
-    masked_lm = _load(model, "cpu")
-    from modmem.editor import Edit
-    from modmem.masked_lm import save_masked_lm
-
-    save_masked_lm(_apply(masked_lm, Edit.load(edit), edit), output)
-
-
-@_app.command("show")
-def _show_edit(edit: _EditFile, as_json: _Json = False) -> None:
-    "Print the record of an edit: settings, outcome, facts."
-    record = _read_record(edit)
-    if not as_json:
-        facts = {one["id"]: {key: one[key] for key in ("subject", "relation", "object", "new_object")} for one in record["evidence"]}
-        record = {key: value for key, value in record.items() if key != "evidence"} | {"facts": list(facts.values())}
-    _report(record, as_json)
-
-# %% ../nbs/6_commands/04_cli.ipynb #reproduce-options
-def _shard_of(text: str) -> tuple[int, int]:
-    "Parse `i/n`: the i-th of n parts, from 1."
-    found = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", str(text))
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise typer.BadParameter(f"expected i/n with i from 1 to n, found {text!r}")
-    return int(found[1]), int(found[2])
-
-
-_Scale = Annotated[str, typer.Option(parser=_one_of("synthetic", "small", "paper"), metavar="NAME", help="synthetic, small or paper.")]
-_Engine = Annotated[str, typer.Option(parser=_one_of("local", "dask"), metavar="NAME", help="Where rows are computed: local or dask.")]
-_Jobs = Annotated[int, typer.Option(parser=_whole_from(1), metavar="N", help="Processes.")]
-_Given = Annotated[list[str], typer.Option("-p", metavar="NAME VALUE", help="Set a parameter of the notebooks.")]
-_Rows = Annotated[Path | None, typer.Option(metavar="FILE", help="rows.csv with rows that need not be computed.")]
-_Part = Annotated[Any, typer.Option("--shard", parser=_shard_of, metavar="i/n", help="Only the i-th of n parts of the rows.")]
-
-
-def _check_places(output: Path, store: Path, rows: Path | None, trex: Path | None, zsre: Path | None) -> None:
-    "Find out before the work whether all places can be written or read."
-    for folder in (output, store, Path("_runs")):
-        _check_output(folder / "rows.csv", is_folder=False)
-    for path in (rows, trex, zsre):
-        if path is not None and not path.exists():
-            raise DataError("no such file or folder", path)
-
-# %% ../nbs/6_commands/04_cli.ipynb #reproduce
-@_app.command("reproduce")
-def _reproduce(
-    names: Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: all but edit_synthetic, a guide.")] = [],
-    scale: _Scale = "synthetic",
-    full: Annotated[bool, typer.Option("--full", help="The full grid of the synthetic scale.")] = False,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the results; figures/SCALE.")] = None,
-    store: Annotated[Path, typer.Option(metavar="DIR", help="Folder for rows and for models that are made.")] = Path("_runs/paper"),
-    given: _Given = [], rows: _Rows = None, jobs: _Jobs = 1, engine: _Engine = "local",
-    scheduler: Annotated[str, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler.")] = "",
-    part: _Part = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute nothing, say what would be and what it costs.")] = False,
-    trex: _Trex = None, zsre: _Zsre = None, device: _Device = "cpu",
-) -> None:
-    """Make the tables and figures.
-
-    Rows that are there are not computed again; an interrupted run, started again, continues.
-    """
-    from modmem.reproduce import describe_plan
-
-    if full and scale != "synthetic":
-        raise _UsageError("--full goes with --scale synthetic")
-    if (engine == "dask") != bool(scheduler):
-        raise _UsageError("--engine dask and --scheduler ADDRESS go together")
-    output, store = (output or Path("figures") / scale).absolute(), store.absolute()
-    places = {"output": output, "store": store, "known_rows": rows and rows.absolute(), "trex": trex and trex.absolute()}
-    places |= {"zsre": zsre and zsre.absolute(), "device": device, "engine": engine, "scheduler": scheduler}
-    if not dry_run:
-        _check_places(output, store, rows, trex, zsre)
-    artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, {name: str(one or "") for name, one in places.items()})
-    work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None}
-    if dry_run:
-        typer.echo(describe_plan(artefacts, store, rows))
-    else:
-        _check_needs(artefacts, device, engine)
-        _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)
-
-# %% ../nbs/6_commands/04_cli.ipynb #reproduce-checks
-def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, places: Mapping[str, str]) -> list:
-    "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
-    from modmem.reproduce import choose_artefacts, list_artefacts, list_runs, parameter_file
-
-    names = names or [one for one in list_artefacts() if one != "edit_synthetic"]  # a guide, which has to be named
-    try:
-        chosen = choose_artefacts(names, given, scale and parameter_file(scale), places)
-        return [list_runs(one) for one in chosen]
-    except DataError:
-        raise
-    except ValueError as error:
-        raise _UsageError(str(error)) from None
-
-
-def _check_needs(artefacts: Sequence, device: str, engine: str) -> None:
-    "Refuse rows that could only fail: their dataset has no place, or this machine no such device."
-    for one in artefacts:
-        for name in ("trex", "zsre"):
-            if any(run.benchmark == name for run in one.runs) and getattr(one.places, name) is None:
-                raise _UsageError(f"{one.name} asks for rows on {name}, which needs --{name}")
-    if engine == "local":
-        _check_device(device)
-    elif find_spec("distributed") is None:
-        raise _UsageError("--engine dask needs two more packages: pip install 'modmem[cluster]'")
-
-# %% ../nbs/6_commands/04_cli.ipynb #reproduce-parts
-def _compute_part(artefacts: Sequence, part: tuple[int, int], work: dict) -> None:
-    "Compute one part of the rows, and say how to go on."
-    from modmem.reproduce import compute_rows
-
-    index, count = part
-    table = compute_rows(artefacts, **work, part=(index - 1, count))
-    typer.echo(f"part {index} of {count}: {_count_rows(table)}")
-    typer.echo("when all parts are done, the same command without --shard makes the artefacts")
-
-
-def _reproduce_all(artefacts: Sequence, output: Path, work: dict) -> None:
-    "Make the artefacts, and say what was written."
-    from modmem.reproduce import reproduce
-
-    began = time.perf_counter()
-    outcome = reproduce(artefacts, output, **work)
-    for name, files in outcome.files.items():
-        note = "failed" if name in outcome.errors else "" if name in outcome.seconds else "as it was"
-        typer.echo(f"{name:<16}{' '.join(path.name for path in files)}{note and f' ({note})'}")
-    typer.echo(f"{_count_rows(outcome.table)}, in {time.perf_counter() - began:.0f} s, in {output}")
-    if outcome.errors:
-        name, error = next(iter(outcome.errors.items()))
-        raise RuntimeError(f"{', '.join(outcome.errors)} failed; {name} with") from error
-
-
-def _count_rows(table: Any) -> str:
-    "Say how many rows there are, and what failed first."
-    failed = table[table["status"] == "failed"]
-    more = f"; {len(failed)} failed, the first with {failed['error'].iloc[0]}" if len(failed) else ""
-    return f"{len(table) - len(failed)} rows{more}"
 
 # %% ../nbs/6_commands/04_cli.ipynb #join-parameters
 def _join_parameters(arguments: Sequence[str]) -> list[str]:
@@ -765,3 +104,607 @@ def main(
             _say(f"{error.filename}: {error.strerror}")
             return 2
     return 0
+
+# %% ../nbs/6_commands/04_cli.ipynb #parsers
+def _number(text: str) -> float:
+    "Parse a number above zero; `inf` is one."
+    with contextlib.suppress(ValueError):
+        if (value := float(text)) > 0:
+            return value
+    raise typer.BadParameter(f"expected a number above 0, found {text!r}")
+
+
+def _finite(text: str) -> float:
+    "Parse a finite number above zero."
+    if math.isinf(value := _number(text)):
+        raise typer.BadParameter(f"expected a finite number, found {text!r}")
+    return value
+
+
+def _blocks(text: str) -> int | list[int] | str:
+    "Parse `all`, a block's index, or indices with commas between."
+    if text == "all":
+        return text
+    if not re.fullmatch("[0-9]{1,4}(,[0-9]{1,4})*", text):
+        raise typer.BadParameter(f"expected 'all' or block indices such as 0 or 0,3, found {text!r}")
+    indices = [int(index) for index in text.split(",")]
+    if len(set(indices)) < len(indices):
+        raise typer.BadParameter(f"a block is named twice in {text!r}")
+    return indices[0] if len(indices) == 1 else indices
+
+
+def _device(text: str) -> str:
+    "Parse the name of a device."
+    if not re.fullmatch("cpu|mps|cuda(:[0-9]{1,3})?", text):
+        raise typer.BadParameter(f"expected cpu, cuda, cuda:N or mps, found {text!r}")
+    return text
+
+# %% ../nbs/6_commands/04_cli.ipynb #options
+_Model = Annotated[str, typer.Argument(metavar="MODEL", help="'synthetic', a folder, or a hub id.")]
+_EditFile = Annotated[Path, typer.Argument(metavar="edit.safetensors", exists=True, dir_okay=False, help="An edit, as 'modmem edit' saves it.")]
+_Trex = Annotated[Path | None, typer.Option("--trex", metavar="DIR", help="T-REx: LAMA's data folder.")]
+_Zsre = Annotated[Path | None, typer.Option("--zsre", metavar="FILE", help="zsRE: a file in KILT's format.")]
+_Synthetic = Annotated[bool, typer.Option("--synthetic", help="The synthetic world.")]
+_Download = Annotated[bool, typer.Option("--download", help="Fetch the official data first: into DIR, or as FILE.")]
+_Relations = Annotated[str | None, typer.Option("--relations", metavar="P19,P20", help="Of T-REx, these relations only.")]
+_Folder = Annotated[Path, typer.Option("--output", metavar="DIR", file_okay=False, help="New folder for the model.")]
+_Rate = Annotated[float | None, typer.Option("--learning-rate", parser=_finite, metavar="NUMBER", help="Highest learning rate.")]
+_Steps = Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Optimizer steps.")]
+_BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, metavar="N", help="Sentences of a step.")]
+_Seed = Annotated[int, typer.Option("--seed", min=0, max=2**53, metavar="N", help="Decides everything that is random.")]
+_Device = Annotated[str, typer.Option("--device", parser=_device, metavar="NAME", help="cpu, cuda, cuda:N or mps.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
+_Norm = Literal["linf", "l2", "l2_tensor", "l2_tensor_rms", "linf_relative"]  # those that need no data, known without torch
+
+# %% ../nbs/6_commands/04_cli.ipynb #check-output
+def _check_output(path: Path) -> None:
+    "Find out before the work whether `path` can be written, and leave no trace."
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            raise DataError("expected a new or an empty folder, this one has files in it", path)
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=f".{path.name}.", suffix=path.suffix):
+            pass
+    except OSError as error:
+        raise DataError(f"cannot be written, {error.strerror}", path) from None
+
+# %% ../nbs/6_commands/04_cli.ipynb #read-record
+def _read_header(path: Path) -> dict[str, str]:
+    "Read the metadata at the head of a safetensors file, without torch."
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as saved:
+            return saved.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"expected a safetensors file: {error}", path) from None
+
+
+def _read_record(path: Path) -> dict:
+    "Read the record of a saved edit."
+    try:
+        record = json.loads(_read_header(path)["modmem_edit"])
+    except (KeyError, json.JSONDecodeError):
+        raise DataError("expected an edit saved by modmem, found other tensors", path) from None
+    if not isinstance(record, dict) or not {"base_hash", "edited_hash", "config", "outcome", "evidence"} <= record.keys():
+        raise DataError("expected an edit saved by modmem, found an incomplete record", path)
+    return record
+
+# %% ../nbs/6_commands/04_cli.ipynb #check-model
+_FAMILIES = ("bert", "albert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
+
+
+def _check_model(model: str) -> dict:
+    "Check what can be checked without loading a model; its configuration, or nothing for a hub id."
+    folder = Path(modmem.__file__).parent / "data" / "synthetic" if model == "synthetic" else Path(model)
+    if not folder.is_dir():
+        a_path = folder.exists() or (len(folder.parts) > 1 and folder.parent.is_dir())
+        if a_path or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
+            raise DataError("no such model; expected 'synthetic', a folder, or a hub id", model)
+        return {}
+    path, weights, names = folder / "config.json", sorted(folder.glob("*.safetensors")), {path.name for path in folder.iterdir()}
+    needed = {
+        "a model's folder, with a config.json": path.name in names,
+        "weights in *.safetensors": weights,
+        "a tokenizer: tokenizer.json, vocab.txt or spiece.model": names & {"tokenizer.json", "vocab.txt", "spiece.model"},
+    }
+    for what in (what for what, found in needed.items() if not found):
+        raise DataError(f"expected {what}", folder)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"expected one JSON object, {error}", path) from None
+    if not isinstance(config, dict) or config.get("model_type") not in _FAMILIES:
+        raise DataError(f"expected a model of type {' or '.join(_FAMILIES)}", path, field="model_type")
+    for path in weights:
+        _read_header(path)  # a file that was cut says so
+    return config
+
+# %% ../nbs/6_commands/04_cli.ipynb #read-source
+def _read_source(
+    trex: Path | None, zsre: Path | None, synthetic: bool, download: bool, relations: str | None, keep_duplicates: bool = False
+) -> Benchmark:
+    "Read the one dataset that the options name."
+    _require((trex is not None) + (zsre is not None) + synthetic == 1, "expected exactly one of --trex DIR, --zsre FILE and --synthetic")
+    _require(not (download and synthetic), "--download goes with --trex or --zsre")
+    _require(relations is None or trex is not None, "--relations goes with --trex")
+    if download:
+        from modmem import download as fetch
+
+        fetch.download_trex(trex, fetch.TREX_URL) if trex is not None else fetch.download(fetch.ZSRE_URL, zsre, b"{")
+    if synthetic:
+        from modmem.world import make_world
+
+        return make_world()
+    if zsre is not None:
+        from modmem.zsre import load_zsre
+
+        return load_zsre(zsre)
+    from modmem.trex import load_trex
+
+    unpacked = trex / "LAMA" / "data"  # where a download puts it
+    folder = unpacked if unpacked.is_dir() and not (trex / "relations.jsonl").exists() else trex
+    return load_trex(folder, relations and relations.split(","), keep_duplicates=keep_duplicates)
+
+# %% ../nbs/6_commands/04_cli.ipynb #report
+def _to_json(results: Mapping, **options) -> str:
+    "Write results as JSON: what is not a number becomes null."
+    return json.dumps(json.loads(json.dumps(results), parse_constant=lambda constant: None), **options)
+
+
+def _show(value: Any) -> str:
+    "Write a value for people."
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_show(part)}" for key, part in value.items())
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return "-" if value is None else str(value)
+
+
+def _report(results: Mapping, as_json: bool = False) -> None:
+    "Print results on standard output."
+    lines, width = [], max(len(key) for key in results)
+    for key, value in results.items():
+        title = key.replace("_", " ")
+        if isinstance(value, list):
+            lines += [f"{title} ({' | '.join(value[0])})", *(f"  {' | '.join(map(_show, line.values()))}" for line in value)]
+        else:
+            lines.append(f"{title:<{width}}  {_show(value)}")
+    typer.echo(_to_json(results) if as_json else "\n".join(lines))
+
+# %% ../nbs/6_commands/04_cli.ipynb #load
+def _check_device(device: str) -> None:
+    "Refuse a device that this machine has not."
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name, _, number = device.partition(":")
+    has = there[name] and int(number or 0) < max(1, torch.cuda.device_count())
+    _require(has, f"Invalid value for '--device': this machine has no {device!r}")
+
+
+def _load(model: str, device: str) -> MaskedLM:
+    "Load a model to a device that is there."
+    from modmem.masked_lm import load_masked_lm
+
+    _check_device(device)
+    return load_masked_lm(model, device)
+
+
+def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
+    "Leave out facts that the tokenizer cannot say, and say how many."
+    from modmem.batches import keep_answerable
+
+    kept = keep_answerable(masked_lm.tokenizer, benchmark)
+    if len(kept.facts) < len(benchmark.facts):
+        _say(f"left out {len(benchmark.facts) - len(kept.facts)} facts with an object that this tokenizer cannot say in 20 pieces")
+    if not kept.train or not kept.test:
+        raise DataError("expected facts to train on and to test with, there are none left", benchmark.name)
+    return kept
+
+# %% ../nbs/6_commands/04_cli.ipynb #statistics
+@_app.command("statistics")
+def _statistics(
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None
+) -> None:
+    "Count a dataset's facts and questions, as in Table 1."
+    from modmem.facts import benchmark_statistics
+
+    typer.echo(benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True)).to_string())
+
+# %% ../nbs/6_commands/04_cli.ipynb #read-corpus
+def _read_corpus(path: Path) -> list[str]:
+    "Read the sentences of a text file, one a line."
+    sentences, line = [], 0
+    try:
+        with {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rb") as lines:
+            for line, raw in enumerate(lines, start=1):
+                if text := raw.decode("utf-8").strip():
+                    sentences.append(text)
+    except UnicodeDecodeError as error:
+        raise DataError(f"expected UTF-8 text, found byte {error.object[error.start]:#04x}", path, line) from None
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        raise DataError(f"cannot be unpacked, {error}", path, line + 1) from None
+    if not sentences:
+        raise DataError("expected a sentence a line, found none", path)
+    return sentences
+
+# %% ../nbs/6_commands/04_cli.ipynb #pretrain-parts
+def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
+    from modmem.starts import RECIPES
+    from modmem.synthetic import build_world_model, save_world_model
+
+    recipe = replace(RECIPES[name], pretraining=replace(RECIPES[name].pretraining, **settings))
+    return save_world_model(build_world_model(recipe, checkpoint), recipe, output)
+
+
+def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str) -> dict:
+    from modmem.masked_lm import save_masked_lm
+    from modmem.pretraining import PretrainingConfig, pretrain
+
+    trained, losses = pretrain(_load(init, device), sentences, PretrainingConfig(**settings), checkpoint)
+    save_masked_lm(trained, output)
+    return {"sentences": len(sentences), "steps": len(losses), "final_loss": sum(losses[-100:]) / max(1, len(losses[-100:]))}
+
+# %% ../nbs/6_commands/04_cli.ipynb #pretrain
+@_app.command("pretrain")
+def _pretrain(
+    output: _Folder,
+    synthetic: _Synthetic = False,
+    corpus: Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="MODEL", help="Encoder to start from: a folder or a hub id.")] = None,
+    recipe: Annotated[Literal["base", "large", "albert"] | None, typer.Option(metavar="NAME", help="Of the synthetic world: base, large or albert.")] = None,
+    steps: _Steps = None, batch_size: _BatchSize = None, learning_rate: _Rate = None,
+    max_length: Annotated[int | None, typer.Option(min=8, metavar="N", help="Tokens of a sentence.")] = None,
+    seed: _Seed = 0, device: _Device = "cpu",
+) -> None:
+    """Pretrain a model by masked language modelling.
+
+    An interrupted run, started again with the same arguments, continues.
+    """
+    good = synthetic != (corpus is not None) and (corpus is None) == (init is None)
+    _require(good, "expected either --synthetic, or --corpus FILE with --init MODEL")
+    _require(not synthetic or device == "cpu", "--device goes with --corpus")
+    _require(synthetic or recipe is None, "--recipe goes with --synthetic")
+    _check_output(output)
+    settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length, "seed": seed}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    checkpoint = output.absolute().with_name(f"{output.absolute().name}.unfinished.safetensors")
+    if synthetic:
+        results = _pretrain_world(recipe or "base", settings, checkpoint, output)
+    else:
+        _check_model(init)
+        results = _pretrain_corpus(_read_corpus(corpus), init, settings, checkpoint, output, device)
+    checkpoint.unlink()  # only now: the model is safe
+    _report(results)
+
+# %% ../nbs/6_commands/04_cli.ipynb #finetune-parts
+def _finetune_and_save(masked_lm: MaskedLM, benchmark: Benchmark, settings: dict, output: Path) -> dict:
+    from modmem.evaluation import majority_accuracy, measure_accuracy
+    from modmem.finetuning import FinetuningConfig, finetune
+    from modmem.masked_lm import save_masked_lm
+
+    config = FinetuningConfig(**settings, pool=16, max_gradient_norm=1.0)
+    trained, losses = finetune(masked_lm, benchmark.train, config)
+    results = {
+        "benchmark": benchmark.name, "facts": len(benchmark.facts), "steps": len(losses), "final_loss": losses[-1],
+        "accuracy": {key: measure_accuracy(model, benchmark.test) for key, model in (("before", masked_lm), ("after", trained))},
+        "majority_accuracy": majority_accuracy(benchmark),
+    }
+    save_masked_lm(trained, output)
+    with write_atomically(output / "finetuning.json") as temporary:
+        temporary.write_text(_to_json({"config": asdict(config), **results}, indent=1) + "\n", encoding="utf-8")
+    return results
+
+# %% ../nbs/6_commands/04_cli.ipynb #finetune
+@_app.command("finetune")
+def _finetune(
+    model: _Model, output: _Folder,
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
+    steps: _Steps = None,
+    epochs: Annotated[float | None, typer.Option(parser=_finite, metavar="NUMBER", help="Passes over the evidence.")] = None,
+    batch_size: _BatchSize = 64, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
+) -> None:
+    """Fine-tune a model on the facts of a dataset.
+
+    500 steps unless told otherwise. The defaults suit the synthetic model; a real encoder wants --learning-rate 3e-4.
+    """
+    _require(steps is None or epochs is None, "expected either --steps or --epochs")
+    _check_output(output)
+    _check_model(model)
+    benchmark = _read_source(trex, zsre, synthetic, download, relations)
+    masked_lm = _load(model, device)
+    benchmark = _keep_answerable(masked_lm, benchmark)
+    settings = {"steps": steps if epochs is not None else steps or 500, "epochs": epochs, "batch_size": batch_size}
+    _report(_finetune_and_save(masked_lm, benchmark, settings | {"learning_rate": learning_rate, "seed": seed}, output))
+
+# %% ../nbs/6_commands/04_cli.ipynb #check-edits
+def _check_replaceable(path: Path) -> None:
+    "Refuse to replace a file that is no edit."
+    try:
+        _ = path.exists() and _read_record(path)
+    except DataError:
+        raise DataError("is there already, and is no edit; it shall not be overwritten", path) from None
+
+
+def _check_blocks(blocks: int | list[int] | str, num_blocks: int) -> None:
+    "Refuse blocks that a model has not, by its configuration."
+    for index in [] if blocks == "all" else [blocks] if isinstance(blocks, int) else blocks:
+        _require(index < num_blocks, f"Invalid value for '--blocks': expected indices from 0 to {num_blocks - 1}, found {index}")
+
+
+def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
+    "Refuse new objects that the tokenizer cannot say."
+    from modmem.batches import keep_answerable
+    from modmem.facts import Benchmark
+    from modmem.files import read_jsonl
+
+    facts = tuple(edits.modified_facts.values())
+    kept = set(keep_answerable(masked_lm.tokenizer, Benchmark(facts, (), ())).facts)
+    for fact, (line, _) in zip(facts, read_jsonl(path)):
+        if fact not in kept:
+            raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, line, "new_object")
+
+# %% ../nbs/6_commands/04_cli.ipynb #edit-parts
+def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Edit:
+    "Edit a model, if it has the blocks."
+    from modmem.blocks import select_parameters
+    from modmem.constraints import modify_constrained
+    from modmem.editor import ModificationConfig
+
+    try:
+        select_parameters(masked_lm, settings["blocks"])
+    except ValueError as error:  # shared blocks, or a hub model with fewer
+        raise _UsageError(f"Invalid value for '--blocks': {error}") from None
+    return modify_constrained(masked_lm, modified, ModificationConfig(**settings))
+
+
+def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:
+    "The edited model, which shares all other weights with the given one."
+    try:
+        return edit.apply_to_copy(masked_lm)
+    except ValueError as error:
+        raise DataError(f"does not belong to this model: {error}", path) from None
+
+# %% ../nbs/6_commands/04_cli.ipynb #answer-edits
+def _compare(values: Mapping[str, Any]) -> Any:
+    "Values before and after an edit; the one value if there is no edit."
+    return values if len(values) > 1 else values["before"]
+
+
+def _answer_edits(models: Mapping[str, MaskedLM], modified: ModifiedBenchmark) -> dict:
+    "What a model, and perhaps its edited version, answers to the sentences of a list of edits."
+    from modmem.evaluation import measure_accuracy
+
+    sides = {"test_accuracy": modified.modified_test, "evidence_accuracy": modified.modified_train}
+    asked = (*modified.modified_test, *modified.modified_train)
+    answers = {key: [answer for answer, in model.predict(asked)] for key, model in models.items()}
+    return {
+        "facts": len(modified.modified_facts),
+        **{name: _compare({key: measure_accuracy(model, side) for key, model in models.items()}) for name, side in sides.items()},
+        "answers": [
+            {"text": evidence.text, "expected": evidence.fact.object, **dict(zip(answers, given))}
+            for evidence, *given in zip(asked, *answers.values())
+        ],
+    }
+
+# %% ../nbs/6_commands/04_cli.ipynb #edit
+@_app.command("edit")
+def _edit(
+    model: _Model,
+    edits: Annotated[Path, typer.Argument(metavar="EDITS.jsonl", help="The facts to change, one JSON object a line.")],
+    blocks: Annotated[Any, typer.Option(parser=_blocks, metavar="BLOCKS", help="Blocks that may change: 0, or 0,3, or all.")],
+    radius: Annotated[float, typer.Option(parser=_number, metavar="NUMBER", help="How far weights may go; inf: anywhere.")],
+    output: Annotated[Path, typer.Option(metavar="edit.safetensors", dir_okay=False, help="File for the edit.")],
+    norm: Annotated[_Norm, typer.Option(metavar="NORM", help=f"One of {', '.join(get_args(_Norm))}.")] = "linf",
+    steps: _Steps = 100, batch_size: _BatchSize = 128, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
+) -> None:
+    """Change what a model answers to given facts.
+
+    The chosen blocks are trained on the evidence, inside a ball around the old weights.
+    """
+    from modmem.edits import read_edits
+
+    _check_output(output)
+    _check_replaceable(output)
+    _check_blocks(blocks, _check_model(model).get("num_hidden_layers", math.inf))
+    modified = read_edits(edits)
+    masked_lm = _load(model, device)
+    _check_objects(masked_lm, modified, edits)
+    settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps}
+    edit = _make_edit(masked_lm, modified, settings | {"batch_size": batch_size, "seed": seed})
+    results = _answer_edits({"before": masked_lm, "after": _apply(masked_lm, edit, output)}, modified)
+    edit.save(output)
+    _report(edit.record["outcome"] | results)
+
+# %% ../nbs/6_commands/04_cli.ipynb #match-facts
+_MEASURES = {  # as a command says it -> as `EditAccuracy` has it
+    "modified_accuracy": "modified", "unmodified_accuracy": "unmodified", "average_accuracy": "average",
+    "modified_accuracy_by_fact": "modified_by_fact", "unmodified_accuracy_by_fact": "unmodified_by_fact",
+}
+
+
+def _match_facts(record: dict, benchmark: Benchmark) -> dict[Fact, Fact]:
+    "The facts of a benchmark that an edit changed, with their new objects."
+    edited = {tuple(line[key] for key in ("id", "subject", "relation", "object")): line["new_object"] for line in record["evidence"]}
+    found = {fact: edited.get((fact.id, fact.subject, fact.relation, fact.object)) for fact in benchmark.facts}
+    return {fact: replace(fact, object=new, object_id=None) for fact, new in found.items() if new is not None}
+
+
+def _score_benchmark(models: Mapping[str, MaskedLM], record: dict | None, benchmark: Benchmark) -> dict:
+    "Accuracy on a benchmark's test questions, before and after an edit."
+    from modmem.evaluation import evaluate, majority_accuracy
+    from modmem.modification import apply_modifications
+
+    changed = {} if record is None else _match_facts(record, benchmark)
+    if record is not None and not changed:
+        _say("none of the edit's facts is in this dataset")
+    modified = apply_modifications(benchmark, changed)
+    scores = {key: evaluate(model, modified) for key, model in models.items()}
+    measures = _MEASURES if changed else {"accuracy": "unmodified", "accuracy_by_fact": "unmodified_by_fact"}
+    return {
+        "benchmark": benchmark.name, "facts": len(benchmark.facts), "questions": len(benchmark.test),
+        "majority_accuracy": majority_accuracy(benchmark), **({"modified_facts": len(changed)} if changed else {}),
+        **{name: _compare({key: getattr(score, measure) for key, score in scores.items()}) for name, measure in measures.items()},
+    }
+
+# %% ../nbs/6_commands/04_cli.ipynb #evaluate
+@_app.command("evaluate")
+def _evaluate(
+    model: _Model,
+    edits: Annotated[Path | None, typer.Argument(metavar="EDITS.jsonl", help="A list of edits, in place of a dataset.")] = None,
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
+    edit: Annotated[Path | None, typer.Option(metavar="edit.safetensors", exists=True, dir_okay=False, help="An edit of MODEL, to compare with it.")] = None,
+    as_json: _Json = False, device: _Device = "cpu",
+) -> None:
+    "Measure what a model answers, and what an edit of it changes."
+    a_dataset = trex is not None or zsre is not None or synthetic
+    _require(edits is None or not a_dataset, "expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
+    from modmem.edits import read_edits
+
+    _check_model(model)
+    record = None if edit is None else _read_record(edit)
+    data = _read_source(trex, zsre, synthetic, download, relations) if edits is None else read_edits(edits)
+    models = {"before": _load(model, device)}
+    if edit is not None:
+        from modmem.editor import Edit
+
+        models["after"] = _apply(models["before"], Edit.load(edit), edit)
+    if edits is not None:
+        _check_objects(models["before"], data, edits)
+        _report(_answer_edits(models, data), as_json)
+    else:
+        _report(_score_benchmark(models, record, _keep_answerable(models["before"], data)), as_json)
+
+# %% ../nbs/6_commands/04_cli.ipynb #apply
+@_app.command("apply")
+def _apply_edit(model: _Model, edit: _EditFile, output: _Folder) -> None:
+    "Write the edited model to a folder."
+    _check_output(output)
+    _check_model(model)
+    _read_record(edit)
+    masked_lm = _load(model, "cpu")
+    from modmem.editor import Edit
+    from modmem.masked_lm import save_masked_lm
+
+    save_masked_lm(_apply(masked_lm, Edit.load(edit), edit), output)
+
+
+@_app.command("show")
+def _show_edit(edit: _EditFile, as_json: _Json = False) -> None:
+    "Print the record of an edit: settings, outcome, facts."
+    record = _read_record(edit)
+    if not as_json:
+        facts = {line["id"]: {key: line[key] for key in ("subject", "relation", "object", "new_object")} for line in record["evidence"]}
+        record = {key: value for key, value in record.items() if key != "evidence"} | {"facts": list(facts.values())}
+    _report(record, as_json)
+
+# %% ../nbs/6_commands/04_cli.ipynb #reproduce-options
+def _shard_of(text: str) -> tuple[int, int]:
+    "Parse `i/n`: the i-th of n parts, from 1."
+    found = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", str(text))
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise typer.BadParameter(f"expected i/n with i from 1 to n, found {text!r}")
+    return int(found[1]), int(found[2])
+
+
+_Names = Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: all but edit_synthetic, a guide.")]
+_Scale = Annotated[Literal["synthetic", "small", "paper"], typer.Option(metavar="NAME", help="synthetic, small or paper.")]
+_Full = Annotated[bool, typer.Option("--full", help="The full grid of the synthetic scale.")]
+_Output = Annotated[Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for the results; figures/SCALE.")]
+_Store = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Folder for rows and for models that are made.")]
+_Given = Annotated[list[str], typer.Option("-p", metavar="NAME VALUE", help="Set a parameter of the notebooks.")]
+_Rows = Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="rows.csv with rows that need not be computed.")]
+_Jobs = Annotated[int, typer.Option(min=1, metavar="N", help="Processes.")]
+_Threads = Annotated[int, typer.Option(min=1, metavar="N", help="Threads of torch, in each process.")]
+_Engine = Annotated[Literal["local", "dask"], typer.Option(metavar="NAME", help="Where rows are computed: local or dask.")]
+_Scheduler = Annotated[str, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler.")]
+_Part = Annotated[Any, typer.Option("--shard", parser=_shard_of, metavar="i/n", help="Only the i-th of n parts of the rows.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Compute nothing, say what would be and what it costs.")]
+
+# %% ../nbs/6_commands/04_cli.ipynb #reproduce-checks
+def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options: Mapping[str, Any]) -> list:
+    "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
+    from modmem.artefacts import choose_artefacts, list_artefacts, list_runs, parameter_file
+
+    names = names or [name for name in list_artefacts() if name != "edit_synthetic"]  # a guide, which has to be named
+    try:
+        return [list_runs(artefact) for artefact in choose_artefacts(names, given, scale and parameter_file(scale), options)]
+    except DataError:
+        raise
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+
+
+def _check_needs(artefacts: Sequence, device: str, engine: str) -> None:
+    "Refuse rows that could only fail: their dataset has no place, or this machine no such device."
+    for artefact in artefacts:
+        for name in ("trex", "zsre"):
+            needed = any(run.settings["benchmark"] == name for run in artefact.runs)
+            _require(not needed or getattr(artefact.places, name), f"{artefact.name} asks for rows on {name}, which needs --{name}")
+    if engine == "local":
+        _check_device(device)
+    else:
+        _require(find_spec("distributed"), "--engine dask needs two more packages: pip install 'modmem[cluster]'")
+
+# %% ../nbs/6_commands/04_cli.ipynb #reproduce-parts
+def _count_rows(table: Any) -> str:
+    "Say how many rows there are, and what failed first."
+    failed = table[table["status"] == "failed"]
+    more = f"; {len(failed)} failed, the first with {failed['error'].iloc[0]}" if len(failed) else ""
+    return f"{len(table) - len(failed)} rows{more}"
+
+
+def _compute_part(artefacts: Sequence, part: tuple[int, int], work: dict) -> None:
+    "Compute one part of the rows, and say how to go on."
+    from modmem.reproduce import compute_rows
+
+    table = compute_rows(artefacts, **work, part=(part[0] - 1, part[1]))
+    typer.echo(f"part {part[0]} of {part[1]}: {_count_rows(table)}")
+    typer.echo("when all parts are done, the same command without --shard makes the artefacts")
+
+
+def _reproduce_all(artefacts: Sequence, output: Path, work: dict) -> None:
+    "Make the artefacts, and say what was written."
+    from modmem.reproduce import reproduce
+
+    began = time.perf_counter()
+    outcome = reproduce(artefacts, output, **work)
+    for name, files in outcome.files.items():
+        note = " (failed)" if name in outcome.errors else "" if name in outcome.seconds else " (as it was)"
+        typer.echo(f"{name:<16}{' '.join(path.name for path in files)}{note}")
+    typer.echo(f"{_count_rows(outcome.table)}, in {time.perf_counter() - began:.0f} s, in {output}")
+    for name, error in outcome.errors.items():
+        raise RuntimeError(f"{', '.join(outcome.errors)} failed; {name} with") from error
+
+# %% ../nbs/6_commands/04_cli.ipynb #reproduce
+@_app.command("reproduce")
+def _reproduce(
+    names: _Names = [], scale: _Scale = "synthetic", full: _Full = False, output: _Output = None, store: _Store = Path("_runs/paper"),
+    given: _Given = [], rows: _Rows = None, jobs: _Jobs = 1, threads: _Threads = 1, engine: _Engine = "local", scheduler: _Scheduler = "",
+    part: _Part = None, dry_run: _DryRun = False, trex: _Trex = None, zsre: _Zsre = None, device: _Device = "cpu",
+) -> None:
+    """Make the tables and figures.
+
+    Rows that are there are not computed again; an interrupted run, started again, continues.
+    """
+    _require(not full or scale == "synthetic", "--full goes with --scale synthetic")
+    _require((engine == "dask") == bool(scheduler), "--engine dask and --scheduler ADDRESS go together")
+    output, store = (output or Path("figures") / scale).absolute(), store.absolute()
+    for folder in [] if dry_run else [output, store, Path("_runs")]:
+        _check_output(folder / "rows.csv")
+    for path in [] if dry_run else filter(None, (trex, zsre)):
+        if not path.exists():
+            raise DataError("no such file or folder", path)
+    where = {"output": output, "store": store, "known_rows": rows, "trex": trex, "zsre": zsre}
+    options = {name: str(path.absolute()) if path else "" for name, path in where.items()}
+    options |= {"device": device, "threads": threads, "engine": engine, "scheduler": scheduler}
+    artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, options)
+    if dry_run:
+        from modmem.cost import describe_plan
+
+        typer.echo(describe_plan(artefacts, store, rows))
+        return
+    _check_needs(artefacts, device, engine)
+    work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None}
+    _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)

@@ -38,7 +38,7 @@ def choose_training(
     "Choose how an edit is trained."
     training = FinetuningConfig(**finetuning) if isinstance(finetuning, Mapping) else finetuning
     if {"steps", "epochs"} & settings.keys():  # one length takes the other's place
-        settings = {"steps": None, "epochs": None} | settings
+        settings = {"steps": None, "epochs": None, "min_steps": None} | settings
         if settings["steps"] is settings["epochs"] is None:
             settings["epochs"] = PAPER_TRAINING.epochs
     return replace(training, **settings)

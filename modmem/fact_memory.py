@@ -13,13 +13,11 @@ from pathlib import Path
 from random import Random
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .batches import EncodedEvidence, encode_evidence, make_batch
 from .facts import MASK, Benchmark, Evidence, Fact
 from .fae import FactBatch, FactMemory, FactsAsExperts, FaeNames
-from .files import DataError, write_atomically
+from .files import load_record, save_record
 
 # %% auto #0
 __all__ = ['name_entities', 'build_memory', 'EncodedFact', 'encode_facts', 'make_fact_batch', 'SymbolicEdit', 'relink_facts']
@@ -66,9 +64,9 @@ def build_memory(
     return FactMemory(torch.tensor(list(tails)), torch.tensor(rows), torch.full((len(tails),), -1))
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #find-subject
-def _find_subject(one: Evidence, sides: Sequence[str]) -> tuple[int, int, int] | None:
+def _find_subject(sentence: Evidence, sides: Sequence[str]) -> tuple[int, int, int] | None:
     "Where the subject is spelled: side of the slot, first character, end."
-    for surface in dict.fromkeys(filter(None, (one.subject_surface, one.fact.subject))):
+    for surface in dict.fromkeys(filter(None, (sentence.subject_surface, sentence.fact.subject))):
         for side, text in enumerate(sides):
             if (start := text.find(surface)) >= 0:
                 return side, start, start + len(surface)
@@ -77,11 +75,11 @@ def _find_subject(one: Evidence, sides: Sequence[str]) -> tuple[int, int, int] |
 
 def _locate_subjects(tokenizer, evidence: Sequence[Evidence], encoded: Sequence[EncodedEvidence]) -> list[tuple[int, int] | None]:
     "The first and the last token of each subject; None where it is not spelled, or was cut off."
-    sides = [side.strip() for one in evidence for side in one.text.split(MASK)]
+    sides = [side.strip() for sentence in evidence for side in sentence.text.split(MASK)]
     offsets = tokenizer(sides, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     spans = []
-    for number, (one, read) in enumerate(zip(evidence, encoded)):
-        found, span = _find_subject(one, sides[2 * number : 2 * number + 2]), None
+    for number, (sentence, read) in enumerate(zip(evidence, encoded)):
+        found, span = _find_subject(sentence, sides[2 * number : 2 * number + 2]), None
         if found is not None:
             side, first, end = found
             tokens = [i for i, (start, stop) in enumerate(offsets[2 * number + side]) if start < end and stop > first]
@@ -90,6 +88,16 @@ def _locate_subjects(tokenizer, evidence: Sequence[Evidence], encoded: Sequence[
                 span = tokens[0] + shift, tokens[-1] + shift
         spans.append(span)
     return spans
+
+# %% ../nbs/4_memories/02_fact_memory.ipynb #look-up
+def _look_up(names: FaeNames, fact: Fact) -> tuple[int, int, int]:
+    "The rows of a fact's subject, relation and object."
+    entity, relation = ("entity", names.entity_rows), ("relation", names.relation_rows)
+    asked = ((*entity, _subject_id(fact)), (*relation, fact.relation), (*entity, _object_id(fact)))
+    for kind, rows, name in asked:
+        if name not in rows:
+            raise ValueError(f"this FaE has no {kind} {name!r}")
+    return tuple(rows[name] for _, rows, name in asked)
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #encode-facts
 @dataclass(frozen=True, slots=True)
@@ -110,24 +118,12 @@ def encode_facts(
     read = encode_evidence(fae.encoder.tokenizer, evidence, fae.encoder.max_length)
     spans = _locate_subjects(fae.encoder.tokenizer, evidence, read)
     tails, encoded = fae.memory.tails.tolist(), []
-    for one, inputs, span in zip(evidence, read, spans):
-        subject, relation, answer = _look_up(fae.names, one.fact)
+    for sentence, inputs, span in zip(evidence, read, spans):
+        subject, relation, answer = _look_up(fae.names, sentence.fact)
         place = fae.memory.rows.get((subject, relation))
         fact = 0 if place is None or answer not in tails[place] else 1 + place
         encoded.append(EncodedFact(inputs, span, subject, answer, fact))
     return encoded
-
-
-def _look_up(names: FaeNames, fact: Fact) -> tuple[int, int, int]:
-    "The rows of a fact's subject, relation and object."
-    for kind, rows, name in (
-        ("entity", names.entity_rows, _subject_id(fact)),
-        ("relation", names.relation_rows, fact.relation),
-        ("entity", names.entity_rows, _object_id(fact)),
-    ):
-        if name not in rows:
-            raise ValueError(f"this FaE has no {kind} {name!r}")
-    return names.entity_rows[_subject_id(fact)], names.relation_rows[fact.relation], names.entity_rows[_object_id(fact)]
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #make-fact-batch
 def make_fact_batch(
@@ -136,21 +132,21 @@ def make_fact_batch(
     hidden: Sequence[bool] | None = None,  # sentences that must do without their fact; None: no sentence
 ) -> FactBatch:
     "Pad, gather mentions and labels, and move them to the model's device."
-    read = make_batch([one.evidence for one in encoded], fae.encoder.tokenizer.pad_token_id, fae.device)
-    mentioned = [row for row, one in enumerate(encoded) if one.mention is not None]
-    facts = torch.tensor([one.fact for one in encoded], device=fae.device)
-    without = torch.zeros_like(facts) if hidden is None else facts * torch.tensor(hidden, device=fae.device)
 
     def tensor(values: list, *shape: int) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=fae.device).reshape(-1, *shape)
 
+    read = make_batch([sentence.evidence for sentence in encoded], fae.encoder.tokenizer.pad_token_id, fae.device)
+    mentioned = [row for row, sentence in enumerate(encoded) if sentence.mention is not None]
+    facts = tensor([sentence.fact for sentence in encoded])
+    without = torch.zeros_like(facts) if hidden is None else facts * tensor(hidden)
     return FactBatch(
         read.input_ids, read.attention_mask,
-        slots=tensor([(one.evidence.slots[0], one.evidence.slots[-1]) for one in encoded], 2),
+        slots=tensor([(sentence.evidence.slots[0], sentence.evidence.slots[-1]) for sentence in encoded], 2),
         mention_rows=tensor(mentioned),
         mentions=tensor([encoded[row].mention for row in mentioned], 2),
         mention_labels=tensor([encoded[row].subject for row in mentioned]),
-        answers=tensor([one.answer for one in encoded]),
+        answers=tensor([sentence.answer for sentence in encoded]),
         facts=facts - without,
         hidden_facts=without,
     )
@@ -168,13 +164,12 @@ def _hash_memory(names: FaeNames, memory: FactMemory) -> str:
 def _relink(memory: FactMemory, links: Mapping[str, torch.Tensor]) -> FactMemory:
     "Insert the new keys, then write the new objects."
     links = {name: column.to(memory.keys.device) for name, column in links.items()}
-    new = links["inserted"].bool()
-    keys = torch.cat([memory.keys, torch.stack([links["subject"][new], links["relation"][new]], dim=1)])
-    tails = torch.cat([memory.tails, memory.tails.new_full((int(new.sum()), memory.tails.shape[1]), -1)])
-    replaced = torch.cat([memory.replaced, memory.replaced.new_full((int(new.sum()),), -1)])
+    new = torch.stack([links["subject"], links["relation"]], dim=1)[links["inserted"].bool()]
+    tails = torch.nn.functional.pad(memory.tails, (0, 0, 0, len(new)), value=-1)
+    replaced = torch.nn.functional.pad(memory.replaced, (0, len(new)), value=-1)
     tails[links["place"], links["column"]] = links["new"]
     replaced[links["place"]] = torch.where(links["before"] < 0, links["old"], links["before"])
-    return FactMemory(keys, tails, replaced)
+    return FactMemory(torch.cat([memory.keys, new]), tails, replaced)
 
 
 def _unlink(memory: FactMemory, links: Mapping[str, torch.Tensor]) -> FactMemory:
@@ -185,6 +180,20 @@ def _unlink(memory: FactMemory, links: Mapping[str, torch.Tensor]) -> FactMemory
     replaced[links["place"]] = links["before"]
     kept = len(memory.keys) - int(links["inserted"].sum())
     return FactMemory(memory.keys[:kept].clone(), tails[:kept], replaced[:kept])
+
+# %% ../nbs/4_memories/02_fact_memory.ipynb #make-edit
+_LINK = ("subject", "relation", "place", "column", "old", "new", "before", "inserted")
+
+
+def _make_edit(fae: FactsAsExperts, links: list[tuple[int, ...]], facts: list[dict], skipped: int) -> SymbolicEdit:
+    "Gather the changed links with hashes and counts."
+    columns = torch.tensor(links, dtype=torch.long).reshape(-1, len(_LINK)).T
+    links = {name: column.clone() for name, column in zip(_LINK, columns)}
+    inserted = int(links["inserted"].sum())
+    return SymbolicEdit(links, {
+        "base_hash": _hash_memory(fae.names, fae.memory), "edited_hash": _hash_memory(fae.names, _relink(fae.memory, links)),
+        "facts": facts, "relinked": len(facts) - inserted, "inserted": inserted, "skipped": skipped,
+    })
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #symbolic-edit
 @dataclass(frozen=True, eq=False)
@@ -209,22 +218,12 @@ class SymbolicEdit:
 
     def save(self, path: str | Path) -> None:
         "Write one safetensors file with the record in its header."
-        with write_atomically(path) as temporary:
-            save_file(dict(self.links), temporary, metadata={"modmem_symbolic_edit": json.dumps(self.record, sort_keys=True)})
+        save_record(path, self.links, "symbolic_edit", self.record)
 
     @classmethod
     def load(cls, path: str | Path) -> SymbolicEdit:
         "Read a saved edit."
-        if not Path(path).is_file():
-            raise DataError("no such file", path)
-        try:
-            with safe_open(path, framework="pt") as saved:
-                record = (saved.metadata() or {}).get("modmem_symbolic_edit")
-                if record is None:
-                    raise DataError("expected a symbolic edit saved by modmem, found no record of one", path)
-                return cls({name: saved.get_tensor(name) for name in saved.keys()}, json.loads(record))
-        except SafetensorError as error:
-            raise DataError(f"expected a safetensors file: {error}", path) from None
+        return cls(*load_record(path, "symbolic_edit", frozenset({"base_hash", "edited_hash", "facts", "relinked", "inserted", "skipped"})))
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #relink-facts
 def relink_facts(
@@ -235,35 +234,24 @@ def relink_facts(
     "Make the edit that writes new objects into the memory."
     if absent not in ("refuse", "skip", "insert"):
         raise ValueError(f"absent must be 'refuse', 'skip' or 'insert', not {absent!r}")
-    tails, inserted, changes, facts = fae.memory.tails.tolist(), {}, [], []
+    tails, inserted, links, facts = fae.memory.tails.tolist(), set(), [], []
     for old, new in modified_facts.items():
-        subject, relation, new_row = _look_up(fae.names, new)
-        old_row, key = fae.names.entity_rows.get(_object_id(old), -1), (subject, relation)
-        place = fae.memory.rows.get(key)
-        if place is None and (absent == "refuse" or key in inserted):
-            raise ValueError(f"the memory has no key ({old.subject}, {old.relation}): insert it, or skip it")
+        *key, new_row = _look_up(fae.names, new)
+        place = fae.memory.rows.get(tuple(key))
         if place is None and absent == "skip":
             continue
+        if place is None and (absent == "refuse" or tuple(key) in inserted):
+            raise ValueError(f"the memory has no key ({old.subject}, {old.relation}): insert it, or skip it")
         if place is None:
-            place = inserted[key] = len(tails)
+            place, column, old_row, before = len(tails), 0, -1, -1
             tails.append([-1] * len(tails[0]))
-            changes.append((*key, place, 0, -1, new_row, -1, 1))
+            inserted.add(tuple(key))
         else:
+            old_row, before = fae.names.entity_rows.get(_object_id(old), -1), int(fae.memory.replaced[place])
             if old_row not in tails[place] or new_row in tails[place]:
                 raise ValueError(f"the memory does not say {old.object!r} but not {new.object!r} of ({old.subject}, {old.relation})")
             column = tails[place].index(old_row)
-            changes.append((*key, place, column, old_row, new_row, int(fae.memory.replaced[place]), 0))
-        tails[place][changes[-1][3]] = new_row
+        tails[place][column] = new_row
+        links.append((*key, place, column, old_row, new_row, before, tuple(key) in inserted))
         facts.append({"subject": old.subject, "relation": old.relation, "object": old.object, "new_object": new.object})
-    return _make_edit(fae, changes, facts, len(modified_facts) - len(changes))
-
-
-def _make_edit(fae: FactsAsExperts, changes: list[tuple[int, ...]], facts: list[dict], skipped: int) -> SymbolicEdit:
-    "Gather the changes with hashes and counts."
-    columns = torch.tensor(changes, dtype=torch.long).reshape(-1, 8).T.contiguous()
-    fields = ("subject", "relation", "place", "column", "old", "new", "before", "inserted")
-    links = {name: column.clone() for name, column in zip(fields, columns)}
-    hashes = [_hash_memory(fae.names, memory) for memory in (fae.memory, _relink(fae.memory, links))]
-    inserted = int(links["inserted"].sum())
-    record = {"base_hash": hashes[0], "edited_hash": hashes[1], "facts": facts, "relinked": len(changes) - inserted, "inserted": inserted}
-    return SymbolicEdit(links, record | {"skipped": skipped})
+    return _make_edit(fae, links, facts, len(modified_facts) - len(links))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .blocks import select_parameters
+from .files import check_whole
 from .masked_lm import MaskedLM, copy_with_own
 
 # %% auto #0
@@ -87,9 +88,8 @@ class FaeConfig:
 
     def __post_init__(self):
         for name in ("first_blocks", "entity_size", "relation_size", "key_size", "top_entities", "top_facts"):
-            value = getattr(self, name)
-            if (isinstance(value, bool) or not isinstance(value, int) or value < 1) and not (value is None and name == "top_entities"):
-                raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
+            if name != "top_entities" or self.top_entities is not None:
+                check_whole(name, getattr(self, name))
         if not 0 <= self.context_scale <= 1:
             raise ValueError(f"context_scale must lie from 0 to 1, not {self.context_scale!r}")
         if self.normalize not in ("all", "mentions", "none"):
@@ -138,19 +138,6 @@ class FactBatch:
     facts: torch.Tensor  # (B,): 0 for null, else 1 + the fact's place in the memory
     hidden_facts: torch.Tensor  # (B,): likewise, the fact that this sentence must do without; 0 for none
 
-# %% ../nbs/4_memories/01_fae.ipynb #output
-@dataclass(frozen=True)
-class FaeOutput:
-    "Scores, before softmax, and what went into the mix."
-    entity_scores: torch.Tensor  # (M, |E|): context mentions after block l0
-    context_scores: torch.Tensor  # (M, |E|): context mentions at the end
-    fact_scores: torch.Tensor  # (B, 1 + A): null first
-    answer_scores: torch.Tensor  # (B, |E|)
-    null_probability: torch.Tensor  # (B,): lambda
-    retrieved: torch.Tensor  # (B, k): places in the memory, best first
-    context: torch.Tensor  # (B, d_e): c
-    fact: torch.Tensor  # (B, d_e): f
-
 # %% ../nbs/4_memories/01_fae.ipynb #attend
 def _attend(query: torch.Tensor, table: torch.Tensor, top: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     "Scores of all rows of a table, and the rows' mean by softmax over all or the `top` best: (M, |E|), (M, d)."
@@ -159,54 +146,6 @@ def _attend(query: torch.Tensor, table: torch.Tensor, top: int | None) -> tuple[
         return scores, scores.softmax(-1) @ table
     best = scores.topk(top, dim=-1)
     return scores, (best.values.softmax(-1)[:, None] @ table[best.indices]).squeeze(1)
-
-# %% ../nbs/4_memories/01_fae.ipynb #tails
-def _summarize_tails(query: torch.Tensor, tails: torch.Tensor, entities: torch.Tensor) -> torch.Tensor:
-    "The mean of each set of objects, weighted by softmax of query times object: (B, k, T) rows to (B, k, d)."
-    vectors = entities[tails.clamp(min=0)]
-    scores = (vectors @ query[:, None, :, None]).squeeze(-1).masked_fill(tails < 0, -math.inf)
-    return (scores.softmax(-1)[..., None] * vectors).sum(-2)
-
-# %% ../nbs/4_memories/01_fae.ipynb #fae
-class FactsAsExperts:
-    "FaE with its tokenizer, its memory and the one forward pass."
-
-    def __init__(
-        self,
-        masked_lm: MaskedLM,  # where blocks and word embeddings start; stays as it is
-        names: FaeNames,
-        memory: FactMemory,
-        config: FaeConfig = FaeConfig(),
-        seed: int = 0,  # of the new weights
-    ):
-        if config.first_blocks >= len(masked_lm.blocks):
-            raise ValueError(f"first_blocks must leave a block of {len(masked_lm.blocks)} for the second stage, not {config.first_blocks}")
-        encoder = copy_with_own(masked_lm).model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = FaeNetwork(encoder, len(names.entities), len(names.relations), config).to(masked_lm.device)
-        self.model, self.encoder = network.eval(), MaskedLM(encoder, masked_lm.tokenizer)
-        self.names, self.memory, self.config = names, memory.to(masked_lm.device), config
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.entities.device
-
-    def make_keys(self) -> torch.Tensor:  # (A, d_a)
-        "Compute the keys of all facts from the weights as they are now."
-        subjects, relations = self.memory.keys.T
-        return self.model.fact_key(torch.cat([self.model.entities[subjects], self.model.relations[relations]], dim=-1))
-
-    def __call__(self, batch: FactBatch, keys: torch.Tensor | None = None, top_entities: int | None = None) -> FaeOutput:
-        "Read the sentences and answer; `keys` as `make_keys` has them, to save time."
-        first = self.config.first_blocks
-        hidden = self.encoder.run_blocks(self.encoder.embed(batch), batch, 0, first)
-        hidden, entity_scores = _recall_entities(self.model, hidden, batch, self.config.normalize, top_entities)
-        hidden = self.encoder.run_blocks(hidden, batch, first)
-        context_mentions = self.model.context_query(_read(hidden, batch.mention_rows, batch.mentions))
-        slots = _read(hidden, torch.arange(len(hidden), device=hidden.device), batch.slots)
-        answer = _mix(self, slots, self.make_keys() if keys is None else keys, batch.hidden_facts)
-        return FaeOutput(entity_scores, context_mentions @ self.model.entities.T, **answer)
 
 # %% ../nbs/4_memories/01_fae.ipynb #recall
 def _read(hidden: torch.Tensor, rows: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
@@ -228,6 +167,13 @@ def _recall_entities(
     elif normalize == "mentions":
         hidden = hidden.index_put(place, network.memory_norm(hidden[place]))
     return hidden, scores[: len(batch.mentions)]
+
+# %% ../nbs/4_memories/01_fae.ipynb #tails
+def _summarize_tails(query: torch.Tensor, tails: torch.Tensor, entities: torch.Tensor) -> torch.Tensor:
+    "The mean of each set of objects, weighted by softmax of query times object: (B, k, T) rows to (B, k, d)."
+    vectors = entities[tails.clamp(min=0)]
+    scores = (vectors @ query[:, None, :, None]).squeeze(-1).masked_fill(tails < 0, -math.inf)
+    return (scores.softmax(-1)[..., None] * vectors).sum(-2)
 
 # %% ../nbs/4_memories/01_fae.ipynb #mix
 def _mix(fae: FactsAsExperts, slots: torch.Tensor, keys: torch.Tensor, hidden_facts: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -256,6 +202,65 @@ def _mix(fae: FactsAsExperts, slots: torch.Tensor, keys: torch.Tensor, hidden_fa
         "retrieved": best.indices, "context": context, "fact": fact,
     }
 
+# %% ../nbs/4_memories/01_fae.ipynb #answer
+def _answer(fae: FactsAsExperts, batch: FactBatch, keys: torch.Tensor | None, top: int | None) -> FaeOutput:
+    "The one forward pass; gradients are summed in the reverse order of its lines."
+    first = fae.config.first_blocks
+    hidden = fae.encoder.run_blocks(fae.encoder.embed(batch), batch, 0, first)
+    hidden, entity_scores = _recall_entities(fae.model, hidden, batch, fae.config.normalize, top)
+    hidden = fae.encoder.run_blocks(hidden, batch, first)
+    mentions = fae.model.context_query(_read(hidden, batch.mention_rows, batch.mentions))
+    slots = _read(hidden, torch.arange(len(hidden), device=hidden.device), batch.slots)
+    answer = _mix(fae, slots, fae.make_keys() if keys is None else keys, batch.hidden_facts)
+    return FaeOutput(entity_scores, mentions @ fae.model.entities.T, **answer)
+
+# %% ../nbs/4_memories/01_fae.ipynb #output
+@dataclass(frozen=True)
+class FaeOutput:
+    "Scores, before softmax, and what went into the mix."
+    entity_scores: torch.Tensor  # (M, |E|): context mentions after block l0
+    context_scores: torch.Tensor  # (M, |E|): context mentions at the end
+    fact_scores: torch.Tensor  # (B, 1 + A): null first
+    answer_scores: torch.Tensor  # (B, |E|)
+    null_probability: torch.Tensor  # (B,): lambda
+    retrieved: torch.Tensor  # (B, k): places in the memory, best first
+    context: torch.Tensor  # (B, d_e): c
+    fact: torch.Tensor  # (B, d_e): f
+
+# %% ../nbs/4_memories/01_fae.ipynb #fae
+class FactsAsExperts:
+    "FaE with its tokenizer, its memory and the one forward pass."
+
+    def __init__(
+        self,
+        masked_lm: MaskedLM,  # where blocks and word embeddings start; stays as it is
+        names: FaeNames,
+        memory: FactMemory,
+        config: FaeConfig = FaeConfig(),
+        seed: int = 0,  # of the new weights
+    ):
+        if config.first_blocks >= len(masked_lm.blocks):
+            raise ValueError(f"first_blocks must leave a block of {len(masked_lm.blocks)} for the second stage, not {config.first_blocks}")
+        encoder = copy_with_own(masked_lm).model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = FaeNetwork(encoder, len(names.entities), len(names.relations), config).to(masked_lm.device).eval()
+        self.encoder = MaskedLM(encoder, masked_lm.tokenizer)
+        self.names, self.memory, self.config = names, memory.to(masked_lm.device), config
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    def make_keys(self) -> torch.Tensor:  # (A, d_a)
+        "Compute the keys of all facts from the weights as they are now."
+        subjects, relations = self.memory.keys.T
+        return self.model.fact_key(torch.cat([self.model.entities[subjects], self.model.relations[relations]], dim=-1))
+
+    def __call__(self, batch: FactBatch, keys: torch.Tensor | None = None, top_entities: int | None = None) -> FaeOutput:
+        "Read the sentences and answer; `keys` as `make_keys` has them, to save time."
+        return _answer(self, batch, keys, top_entities)
+
 # %% ../nbs/4_memories/01_fae.ipynb #copy-fae
 def copy_fae(
     fae: FactsAsExperts,
@@ -267,24 +272,20 @@ def copy_fae(
     return twin
 
 # %% ../nbs/4_memories/01_fae.ipynb #partition
+_PREFIXES = {"tables": ("entities", "relations"), "head": ("encoder.cls.", "encoder.predictions."), "embeddings": ("encoder.",)}
+
+
 def partition_parameters(
     fae: FactsAsExperts,
 ) -> dict[str, list[str]]:  # group -> names of parameters; every parameter is in one group
     "Sort the parameters: embeddings, each block by stage, AWT, the tables, and BERT's head, which is not used."
     first = fae.config.first_blocks
     stages = [f"stage1.{i}" if i < first else f"stage2.{i - first}" for i in range(len(fae.encoder.blocks))]
-    block_of = {id(weight): stage for stage, block in zip(stages, fae.encoder.blocks) for weight in block.parameters()}
+    stage_of = {id(weight): stage for stage, block in zip(stages, fae.encoder.blocks) for weight in block.parameters()}
     groups = {group: [] for group in ("embeddings", *dict.fromkeys(stages), "AWT", "tables", "head")}
     for name, weight in fae.model.named_parameters():
-        if name in ("entities", "relations"):
-            group = "tables"
-        elif not name.startswith("encoder."):
-            group = "AWT"
-        elif id(weight) in block_of:
-            group = block_of[id(weight)]
-        else:
-            group = "head" if name.startswith(("encoder.cls.", "encoder.predictions.")) else "embeddings"
-        groups[group].append(name)
+        by_name = next((group for group, prefixes in _PREFIXES.items() if name.startswith(prefixes)), "AWT")
+        groups[stage_of.get(id(weight), by_name)].append(name)
     return groups
 
 # %% ../nbs/4_memories/01_fae.ipynb #select-group
@@ -294,17 +295,14 @@ def select_group(
     tables: bool = False,  # with E and R
 ) -> dict[str, nn.Parameter]:  # name -> parameter, without the key biases of attention
     "Select what a column of Table 5 trains."
-    num_blocks = len(fae.encoder.blocks)
-    blocks = {
-        "AWT": None, "middle+AWT": fae.config.first_blocks + (num_blocks - fae.config.first_blocks - 1) // 2,
-        "last+AWT": num_blocks - 1, "all": "all",
-    }
+    last = len(fae.encoder.blocks) - 1
+    blocks = {"none": None, "AWT": None, "middle+AWT": (fae.config.first_blocks + last) // 2, "last+AWT": last, "all": "all"}
+    if group not in blocks:
+        raise ValueError(f"group must be one of {', '.join(blocks)}, not {group!r}")
     if group == "none":
         return {}
-    if group not in blocks:
-        raise ValueError(f"group must be one of none, {', '.join(blocks)}, not {group!r}")
     parts = partition_parameters(fae)
-    chosen = set(parts["AWT"] + (parts["tables"] if tables else []))
+    chosen = {*parts["AWT"], *(parts["tables"] if tables else ())}
     if blocks[group] is not None:
         chosen |= {f"encoder.{name}" for name in select_parameters(fae.encoder, blocks[group])}
     return {name: weight for name, weight in fae.model.named_parameters() if name in chosen}

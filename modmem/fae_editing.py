@@ -20,7 +20,7 @@ from .projection import describe_change, make_ball
 from .trials import Method
 
 # %% auto #0
-__all__ = ['FAE_EDITING', 'FaeEditConfig', 'FaeEdit', 'modify_fae', 'resolve_conflicts', 'describe_answers']
+__all__ = ['FAE_EDITING', 'FaeEditConfig', 'FaeEdit', 'modify_fae', 'describe_answers', 'resolve_conflicts']
 
 # %% ../nbs/4_memories/04_fae_editing.ipynb #config
 @dataclass(frozen=True, init=False)
@@ -108,17 +108,6 @@ def modify_fae(
     outcome = {"steps": len(losses), "final_loss": losses[-1], **change}
     return FaeEdit(symbols, make_edit(start, edited, list(base), config, outcome, modified_benchmark))
 
-# %% ../nbs/4_memories/04_fae_editing.ipynb #resolve-conflict
-def resolve_conflicts(
-    fae: FactsAsExperts,  # stays as it is; the result shares its weights
-    context_scale: float = 1.0,  # of lambda, where the retrieved fact was relinked
-    project_replaced: bool = False,  # take the replaced object's direction out of the context there
-) -> FactsAsExperts:
-    "Answer questions about relinked facts with less of what the context says."
-    twin = copy_fae(fae, [])
-    twin.config = replace(fae.config, context_scale=context_scale, project_replaced=project_replaced)
-    return twin
-
 # %% ../nbs/4_memories/04_fae_editing.ipynb #trial
 def describe_answers(
     accuracy: EditAccuracy,  # as `evaluate_fae` has it
@@ -143,3 +132,14 @@ def _edit_copy(fae: FactsAsExperts, modified_benchmark: ModifiedBenchmark, confi
 
 
 FAE_EDITING = Method("FaE", _edit_copy, evaluate_fae, lambda accuracy, before, modified: describe_answers(accuracy))
+
+# %% ../nbs/4_memories/04_fae_editing.ipynb #resolve-conflict
+def resolve_conflicts(
+    fae: FactsAsExperts,  # stays as it is; the result shares its weights
+    context_scale: float = 1.0,  # of lambda, where the retrieved fact was relinked
+    project_replaced: bool = False,  # take the replaced object's direction out of the context there
+) -> FactsAsExperts:
+    "Answer questions about relinked facts with less of what the context says."
+    twin = copy_fae(fae, [])
+    twin.config = replace(fae.config, context_scale=context_scale, project_replaced=project_replaced)
+    return twin

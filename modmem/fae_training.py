@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +22,7 @@ from .evaluation import EditAccuracy, list_questions, summarize_answers
 from .fact_memory import build_memory, encode_facts, make_fact_batch, name_entities
 from .fae import FactBatch, FactMemory, FactsAsExperts, FaeConfig, FaeNames, copy_fae
 from .facts import Benchmark, Evidence
-from .files import DataError
+from .files import DataError, write_folder_atomically
 from .finetuning import BatchOrder, FinetuningConfig, finetune_steps
 from .masked_lm import MaskedLM, load_masked_lm, save_masked_lm
 from .modification import ModifiedBenchmark
@@ -85,9 +82,7 @@ class FaeRecipe:
     coverage: float = 0.7  # share of the facts that the memory holds
     null_rate: float = 0.0  # share of the training sentences that must do without their fact
     null_prior: float | None = 0.5  # lambda before training; None: 1 / (A + 1)
-    finetuning: FinetuningConfig = field(
-        default_factory=lambda: FinetuningConfig(steps=900, batch_size=64, learning_rate=2e-3, pool=16, max_gradient_norm=1.0)
-    )
+    finetuning: FinetuningConfig = FinetuningConfig(steps=900, batch_size=64, learning_rate=2e-3, pool=16, max_gradient_norm=1.0)
 
 
 def null_bias_for(
@@ -99,7 +94,7 @@ def null_bias_for(
         raise ValueError(f"probability must lie between 0 and 1, not {probability!r}")
     return math.log(num_keys * probability / (1 - probability))
 
-
+# %% ../nbs/4_memories/03_fae_training.ipynb #make-fae
 def make_fae(
     masked_lm: MaskedLM,  # where blocks and word embeddings start
     benchmark: Benchmark,
@@ -128,21 +123,20 @@ def answer_questions(
     batch_size: int = 128,
 ) -> pd.DataFrame:  # a row a question, in their order
     "Answer questions, and say where the answers came from."
-    encoded, keys = encode_facts(fae, evidence), fae.make_keys()
-    pieces = fae.encoder.tokenizer(list(fae.names.labels), add_special_tokens=False)["input_ids"]
-    rows: list = [None] * len(encoded)
-    for positions in bucket_by_length([len(one.evidence.input_ids) for one in encoded], batch_size):
+    encoded, keys, parts = encode_facts(fae, evidence), fae.make_keys(), []
+    for positions in bucket_by_length([len(question.evidence.input_ids) for question in encoded], batch_size):
         output = fae(make_fact_batch(fae, [encoded[position] for position in positions]), keys, fae.config.top_entities)
         weight, context, fact = output.null_probability, output.context.norm(dim=-1), output.fact.norm(dim=-1)
-        columns = (
-            output.answer_scores.argmax(-1), (output.context @ fae.model.entities.T).argmax(-1), output.retrieved[:, 0] + 1,
-            weight, context, fact, weight * context / ((1 - weight) * fact),
-        )
-        for position, *values in zip(positions, *(column.tolist() for column in columns)):
-            rows[position] = values
-    table = pd.DataFrame(rows, columns=["answer", "context_answer", "best_fact", "null_probability", "context_norm", "fact_norm", "norm_ratio"])
-    answers, facts = [one.answer for one in encoded], pd.Series([one.fact for one in encoded], dtype=int)
-    table["correct"] = [tuple(pieces[row]) == tuple(one.evidence.labels) for row, one in zip(table["answer"], encoded)]
+        columns = {
+            "answer": output.answer_scores.argmax(-1), "context_answer": (output.context @ fae.model.entities.T).argmax(-1),
+            "best_fact": output.retrieved[:, 0] + 1, "null_probability": weight,
+            "context_norm": context, "fact_norm": fact, "norm_ratio": weight * context / ((1 - weight) * fact),
+        }
+        parts.append(pd.DataFrame({name: column.tolist() for name, column in columns.items()}, index=positions))
+    table = pd.concat(parts).sort_index()
+    pieces = fae.encoder.tokenizer(list(fae.names.labels), add_special_tokens=False)["input_ids"]
+    answers, facts = [question.answer for question in encoded], pd.Series([question.fact for question in encoded])
+    table["correct"] = [pieces[row] == question.evidence.labels for row, question in zip(table["answer"], encoded)]
     table["entity_correct"], table["context_correct"] = table["answer"] == answers, table["context_answer"] == answers
     table["stored"], table["retrieved"] = facts > 0, (facts > 0) & (table["best_fact"] == facts)
     table["after"] = [fae.names.labels[row] for row in table["answer"]]
@@ -166,23 +160,12 @@ def save_fae(
     directory: str | Path,  # a new folder, or one that holds a FaE; appears whole or not at all
 ) -> None:
     "Write FaE to a folder: the encoder as `save_masked_lm` does, and beside it the rest, with names and memory."
-    directory = Path(directory)
-    if directory.exists() and not (directory / _CONFIG).exists() and (directory.is_file() or any(directory.iterdir())):
-        raise DataError("expected a new folder or that of a FaE, found something else", directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
-        save_masked_lm(fae.encoder, temporary / "model")
+    with write_folder_atomically(directory, marker=_CONFIG) as folder:
+        save_masked_lm(fae.encoder, folder)
         tensors = {f"weight/{name}": weight for name, weight in fae.model.state_dict().items() if not name.startswith("encoder.")}
         tensors |= {f"memory/{name}": getattr(fae.memory, name) for name in ("keys", "tails", "replaced")}
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / "model" / _WEIGHTS)
-        text = json.dumps({"config": asdict(fae.config), "names": asdict(fae.names)})
-        (temporary / "model" / _CONFIG).write_text(text + "\n", encoding="utf-8")
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary / "model", directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _WEIGHTS)
+        (folder / _CONFIG).write_text(json.dumps({"config": asdict(fae.config), "names": asdict(fae.names)}) + "\n", encoding="utf-8")
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #load-fae
 def load_fae(
@@ -193,16 +176,14 @@ def load_fae(
     directory = Path(directory)
     if not (directory / _CONFIG).is_file() or not (directory / _WEIGHTS).is_file():
         raise DataError(f"expected the folder of a FaE, with {_CONFIG} and {_WEIGHTS}", directory)
+    encoder = load_masked_lm(directory, device)
     try:
         record = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
         names = FaeNames(**{name: tuple(values) for name, values in record["names"].items()})
         tensors = load_file(directory / _WEIGHTS)
-        memory = FactMemory(**{name: tensors[f"memory/{name}"] for name in ("keys", "tails", "replaced")})
-        fae = FactsAsExperts(load_masked_lm(directory, device), names, memory, FaeConfig(**record["config"]))
-        weights = {name.removeprefix("weight/"): tensor for name, tensor in tensors.items() if name.startswith("weight/")}
-        fae.model.load_state_dict(fae.model.state_dict() | weights)
-    except DataError:
-        raise
+        memory = FactMemory(**{name: tensors.pop(f"memory/{name}") for name in ("keys", "tails", "replaced")})
+        fae = FactsAsExperts(encoder, names, memory, FaeConfig(**record["config"]))
+        fae.model.load_state_dict(fae.model.state_dict() | {name.removeprefix("weight/"): weight for name, weight in tensors.items()})
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise DataError(f"no usable FaE found there: {error}", directory) from None
     return fae

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -33,14 +33,8 @@ COLORS = {
     "L-infinity": "#cc78bc", "L2": "#6b4f35",
     "holds": "#029e73", "contradicted": "#d55e00", "undecided": "#949494",
     "make keys": "#44aa99", "ask, all entities": "#117733", "ask, top 100": "#88ccee", "step of AWT": "#882255",
-    "asking": "#117733", "training": "#882255",
+    "memory, asking": "#117733", "memory, training": "#882255",
 }  # fmt: skip
-
-
-def _find_colors(names: Iterable[str]) -> dict[str, object]:
-    "Give every name its colour, and names without one colours of their own."
-    others = [name for name in dict.fromkeys(names) if name not in COLORS]
-    return COLORS | dict(zip(others, sns.color_palette("husl", len(others))))
 
 # %% ../nbs/5_experiments/06_figures.ipynb #style
 _COLUMN = 3.3  # inches
@@ -161,13 +155,12 @@ def draw_tradeoff(
     by = list(dict.fromkeys([curve, shape or curve]))
     if summary.dropna(subset="radius").duplicated([*by, "radius"]).any():
         raise ValueError(f"several points have the same {' and '.join(by)} and radius: draw one setting at a time")
-    handles, colors = [], _find_colors(summary[curve].map(_name))
-    shapes = dict(zip(summary[by[-1]].unique(), _SHAPES * len(summary)))
+    handles, shapes = [], dict(zip(summary[by[-1]].unique(), _SHAPES * len(summary)))
     with plt.style.context(HOUSE_STYLE):
         figure, axes = plt.subplots(figsize=(_COLUMN, 3.7))
         _draw_equal_means(axes)
         for names, group in summary.groupby(by, sort=False, dropna=False):
-            look = colors[_name(names[0])], *shapes[names[-1]]
+            look = COLORS.get(_name(names[0]), "0.5"), *shapes[names[-1]]
             group = group.dropna(subset=["modified_accuracy", "radius"]).sort_values("radius")
             _draw_curve(axes, group, *look)
             label = ", ".join(map(_name, names)) + " (not run)" * group.empty
@@ -177,7 +170,7 @@ def draw_tradeoff(
             keys.insert(1, Line2D([], [], color="0.1", marker="x", linestyle="none", label="no constraint"))
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
         axes.set(xlabel="unmodified facts, A$_{F\\backslash S}$ (%)", ylabel="modified facts, A$_M$ (%)")
-        figure.legend(handles=handles, title=curve_label, loc="outside upper center", ncols=min(len(handles), 4 if len(handles) == 4 else 3))
+        figure.legend(handles=handles, title=curve_label, loc="outside upper center", ncols=4 if len(handles) == 4 else 3)
         figure.legend(handles=keys, loc="outside lower center", ncols=2)
     plt.close(figure)
     return figure
@@ -192,19 +185,19 @@ def draw_dial(
 ) -> Figure:
     "Draw both accuracies and their mean along the radius."
     values = spread_means(summary.dropna(subset=_DIAL).sort_values("radius"), _DIAL)
-    radii = values["radius"].unique()
-    end = radii[np.isfinite(radii)].max() * 2.5
+    bounded = np.isfinite(values["radius"])
+    first, end = min(values["radius"], default=1e-3), 2.5 * max(values["radius"][bounded], default=1e-2)
+    parts = (values[bounded], {"dashes": ["", "", (2, 1.5)]}), (values[~bounded].assign(radius=end), {"err_style": "bars"})
     with plt.style.context(HOUSE_STYLE):
         figure, axes = plt.subplots(figsize=(1.5 * _COLUMN, 2.1))
         look = {"x": "radius", "y": "value", "hue": "line", "style": "line", "palette": COLORS, "markers": ["o"] * 3, "markeredgewidth": 0}
-        bounded = np.isfinite(values["radius"])
-        sns.lineplot(values[bounded], **look, **MEANS, dashes=["", "", (2, 1.5)], legend=False, ax=axes)
-        sns.lineplot(values[~bounded].assign(radius=end), **look, **MEANS, err_style="bars", legend=False, ax=axes)
-        for name, last in values.groupby("line"):
-            height = last.loc[last["radius"] == radii[-1], "value"].median()
+        for part, style in parts:
+            if len(part):
+                sns.lineplot(part, **look, **MEANS, **style, legend=False, ax=axes)
+        for name, height in values[~bounded].groupby("line")["value"].median().items():
             axes.text(end * 1.3, height, _DIAL_LABELS[name], color=COLORS[name], va="center")
         axes.set(xscale="log", ylim=(0, 103), yticks=range(0, 101, 20), ylabel="accuracy (%)", xlabel="radius $\\delta$: how far any weight may move")
-        ticks = [tick for tick in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1) if radii[0] <= tick <= end / 1.5]
+        ticks = [tick for tick in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1) if first <= tick <= end / 1.5]
         axes.set_xticks([*ticks, end], [*(f"{tick:g}" for tick in ticks), "no limit"])
         axes.set_xticks([], minor=True)
     plt.close(figure)

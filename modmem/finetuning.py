@@ -172,21 +172,21 @@ class FinetuningConfig:
     max_gradient_norm: float | None = None  # clip above this
     pool: int = 1  # batches sorted by length together; 1: plain shuffling
     seed: int = 0
-    min_steps: int = 1  # however few steps the epochs would be
+    min_steps: int | None = None  # however few steps the epochs would be
 
     def __post_init__(self):
-        if (self.steps is None) == (self.epochs is None) or self.min_steps != 1 and self.epochs is None:
+        if (self.steps is None) == (self.epochs is None) or self.min_steps is not None and self.epochs is None:
             given = f"steps={self.steps!r}, epochs={self.epochs!r} and min_steps={self.min_steps!r}"
             raise ValueError(f"give either steps or epochs, and min_steps with epochs only, not {given}")
         if self.schedule not in ("linear", "constant"):
             raise ValueError(f"schedule must be 'linear' or 'constant', not {self.schedule!r}")
-        for name in ("batch_size", "pool", "min_steps", *(["steps"] if self.epochs is None else [])):
+        for name in ("batch_size", "pool", *(name for name in ("steps", "min_steps") if getattr(self, name) is not None)):
             check_whole(name, getattr(self, name))
         _check_ranges(self)
 
     def count_steps(self, num_evidences: int) -> int:
         "Count the optimizer steps on so many evidences."
-        return self.steps or max(self.min_steps, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
+        return self.steps or max(self.min_steps or 1, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
 
 # %% ../nbs/1_method/17_training.ipynb #sampler
 def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int, pool: int, seed: int) -> Callable[[int], list]:

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from numpy.lib import format as npy
+from torch.nn.utils.rnn import pad_sequence
 
 from .batches import MaskedBatch, bucket_by_length
 from .facts import Evidence
@@ -31,11 +32,8 @@ __all__ = ['NEIGHBORS', 'find_nearest', 'NeighborMemory', 'build_memory', 'memor
 def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
     "What the head compares with the embedding of each piece."
     seen = []
-    hook = masked_lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
+    with masked_lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         masked_lm.architecture.head(masked_lm.model)(slots)
-    finally:
-        hook.remove()
     return seen[0]
 
 
@@ -73,8 +71,7 @@ _NUMBERS_AT_ONCE = 1 << 24
 
 def _propose(queries: torch.Tensor, keys: torch.Tensor, fits: Callable[[slice], torch.Tensor | None], count: int) -> torch.Tensor:
     "The positions of the `count` keys that look nearest, by matrix products: (Q, count), ascending."
-    best = queries.new_empty(len(queries), 0)
-    positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    best, positions = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         part = slice(start, start + _KEYS_AT_ONCE)
         some = keys[part].to(queries.device, torch.float32)
@@ -85,11 +82,27 @@ def _propose(queries: torch.Tensor, keys: torch.Tensor, fits: Callable[[slice], 
             squared.masked_fill_(~fitting, math.inf)
         near = squared.topk(min(count, len(some)), largest=False)
         best, positions = torch.cat([best, near.values], 1), torch.cat([positions, near.indices + start], 1)
-        chosen = best.topk(min(count, best.shape[1]), largest=False)
-        best, positions = chosen.values, positions.gather(1, chosen.indices)
+        best, chosen = best.topk(min(count, best.shape[1]), largest=False)
+        positions = positions.gather(1, chosen)
     return positions.sort(1).values
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #find-nearest-exactly
+def _measure_candidates(
+    queries: torch.Tensor,  # (Q, H)
+    keys: torch.Tensor,  # (N, H)
+    positions: torch.Tensor,  # (Q, C): proposed keys, each once
+    fitting: torch.Tensor | None,  # (Q, C): those that count; None: all
+    k: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # (Q, k): distances and positions
+    "Measure proposed keys by subtraction, and keep the k nearest."
+    parts = positions.split(max(1, _NUMBERS_AT_ONCE // (positions.shape[1] * keys.shape[1])))
+    asked = queries.double()[:, None].split([len(part) for part in parts])
+    near = [(keys[part.cpu()].to(some.device).double() - some).square_().sum(-1).sqrt_() for some, part in zip(asked, parts)]
+    distances = torch.cat(near) if fitting is None else torch.cat(near).masked_fill(~fitting, math.inf)
+    distances, order = distances.sort(dim=1, stable=True)
+    return distances[:, :k], positions.gather(1, order)[:, :k]
+
+
 def find_nearest(
     queries: torch.Tensor,  # (Q, H)
     keys: torch.Tensor,  # (N, H), in memory or mapped from a file, float32 or float16
@@ -106,23 +119,7 @@ def find_nearest(
 
     queries = queries.to(torch.float32)
     positions = _propose(queries, keys, fits, min(k + _SPARE, len(keys)))
-    return _measure_candidates(queries, keys, positions, None if key_groups is None else fits(positions.cpu()), k)
-
-
-def _measure_candidates(
-    queries: torch.Tensor,  # (Q, H)
-    keys: torch.Tensor,  # (N, H)
-    positions: torch.Tensor,  # (Q, C): proposed keys, each once
-    fitting: torch.Tensor | None,  # (Q, C): those that count; None: all
-    k: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # (Q, k): distances and positions
-    "Measure proposed keys by subtraction, and keep the k nearest."
-    parts = positions.split(max(1, _NUMBERS_AT_ONCE // (positions.shape[1] * keys.shape[1])))
-    asked = queries.double().split([len(part) for part in parts])
-    near = [(keys[part.cpu()].to(one.device).double() - one[:, None]).square_().sum(-1).sqrt_() for one, part in zip(asked, parts)]
-    distances = torch.cat(near) if fitting is None else torch.cat(near).masked_fill(~fitting, math.inf)
-    distances, order = distances.sort(dim=1, stable=True)
-    return distances[:, :k], positions.gather(1, order)[:, :k]
+    return _measure_candidates(queries, keys, positions, fits(positions.cpu()), k)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #key-chunks
 _EVIDENCES_AT_ONCE = 4096
@@ -136,21 +133,18 @@ def _key_chunks(masked_lm: MaskedLM, evidence: Sequence[Evidence], layer: str) -
         encoded = masked_lm.encode(evidence[start : start + _EVIDENCES_AT_ONCE])
         positions, found = [], []
         with in_mode(masked_lm.model, training=False):
-            for bucket in bucket_by_length([len(one.input_ids) for one in encoded], _BATCH_SIZE):
+            for bucket in bucket_by_length([len(sentence.input_ids) for sentence in encoded], _BATCH_SIZE):
                 positions += bucket
                 found.append(_compute_keys(masked_lm, masked_lm.batch([encoded[position] for position in bucket]), layer)[0].cpu())
-        yield torch.cat(found)[torch.tensor(positions).argsort()], torch.tensor([len(one.slots) for one in encoded])
+        yield torch.cat(found)[torch.tensor(positions).argsort()], torch.tensor([len(sentence.slots) for sentence in encoded])
 
 
 def _object_pieces(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:
     "The pieces of each object, filled up with -1: (N, P), int32."
-    objects = sorted({one.fact.object for one in evidence})
-    pieces = masked_lm.tokenizer(objects, add_special_tokens=False)["input_ids"]
-    table = torch.full((len(objects), max(map(len, pieces))), -1, dtype=torch.int32)
-    for row, some in zip(table, pieces):
-        row[: len(some)] = torch.tensor(some)
-    place = {name: number for number, name in enumerate(objects)}
-    return table[torch.tensor([place[one.fact.object] for one in evidence])]
+    objects = sorted({sentence.fact.object for sentence in evidence})
+    pieces = [torch.tensor(ids, dtype=torch.int32) for ids in masked_lm.tokenizer(objects, add_special_tokens=False)["input_ids"]]
+    rows = {name: row for row, name in enumerate(objects)}
+    return pad_sequence(pieces, batch_first=True, padding_value=-1)[[rows[sentence.fact.object] for sentence in evidence]]
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #write-memory
 _KEYS, _VALUES = "keys.npy", "values.safetensors"

@@ -61,7 +61,7 @@ th { text-align: left; vertical-align: bottom; max-width: 4.6rem; border-bottom:
 th, td { padding: .2rem .4rem }
 tr:nth-child(even) td { background: #f5f5f5 } td[style] { white-space: nowrap; font-variant-numeric: tabular-nums }
 .holds { color: #00734f } .contradicted { color: #a84a00 } .undecided, .run { color: #666 } .run { font-style: italic }
-td sup { position: absolute } .footnote { font-size: .8rem } .footnote hr { display: none } .footnote p { margin: 0 } .footnote-backref ~ .footnote-backref { display: none }
+td sup { position: absolute; margin-top: -.3em; font-size: .65em } .footnote { font-size: .8rem } .footnote hr { display: none } .footnote p { margin: 0 } .footnote-backref ~ .footnote-backref { display: none }
 @media (max-width: 56rem) { header { display: flex; flex-direction: column } header div { display: contents } nav { order: 1; margin: 1rem 0 } }
 </style></head><body><header><div><h1>Modifying memories: results at scale <em>$scale</em></h1>
 <p>Accuracies are in percent: A_M on the modified facts, A_F\\S on the unmodified ones. <em>paper</em> marks the number that the paper

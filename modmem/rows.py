@@ -69,7 +69,7 @@ def _tidy(table: pd.DataFrame) -> pd.DataFrame:
     table = table.sort_values(["key", "status"], kind="stable").drop_duplicates("key", ignore_index=True)  # "done" before "failed"
     order = _order(table.columns)
     whole = {name for name, kind in list_columns().items() if kind.startswith("int") and "str" not in kind} | {"num_weights"}
-    numbers = table[[name for name in order if not _is_text(name)]].astype(float)
+    numbers = table[[name for name in order if not _is_text(name)]].replace({"False": 0, "True": 1}).astype(float)
     counts = numbers[[name for name in numbers if name in whole]]
     counts = counts.astype({name: "Int64" if counts[name].isna().any() else "int64" for name in counts})
     text = table[[name for name in order if _is_text(name)]].fillna("")

@@ -87,7 +87,7 @@ class UniformConfig:
 def _train_uniformly(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: UniformConfig) -> tuple[MaskedLM, Mapping]:
     "As many steps as the edit, on all evidence alike."
     edit = config.modification
-    training = replace(edit.finetuning, steps=edit.finetuning.count_steps(len(modified.modified_train)), epochs=None, min_steps=1)
+    training = replace(edit.finetuning, steps=edit.finetuning.count_steps(len(modified.modified_train)), epochs=None, min_steps=None)
     names, optimizer = list(select_parameters(masked_lm, edit.blocks)), partial(ProjectedAdam, ball=make_ball(edit.norm, edit.radius))
     evidence = modified.modified_train + modified.unmodified_train
     edited, losses = finetune(masked_lm, evidence, training, parameters=names, make_optimizer=optimizer)

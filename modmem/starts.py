@@ -128,7 +128,7 @@ RECIPES = {  # name of a world's model -> how it is made
 # %% ../nbs/5_experiments/00_starts.ipynb #start
 _METHOD_VERSION = 1  # raised when a change of ours makes other weights from the same settings
 FT_COLUMN = {"prefix": "finetuning_", "usual": {  # a table of rows has length, batch and rate of FT, and what else is not as usual
-    "unmodified_per_modified": 0.0, "warmup": 0.1, "schedule": "linear", "dropout": 0.0, "max_gradient_norm": 1.0, "pool": 16, "seed": 0, "min_steps": 1,
+    "unmodified_per_modified": 0.0, "warmup": 0.1, "schedule": "linear", "dropout": 0.0, "max_gradient_norm": 1.0, "pool": 16, "seed": 0, "min_steps": None,
 }}
 
 

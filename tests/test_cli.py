@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -50,7 +51,7 @@ def write_edits(path, *lines):
 def edit_line(world, number=0, new_object="calton", **fields):
     "Move the birthplace of one of the world's subjects."
     fact = world.facts[8 * number]
-    evidence = [one.text for one in world.train if one.fact == fact]
+    evidence = [evidence.text for evidence in world.train if evidence.fact == fact]
     line = {"id": fact.id, "subject": fact.subject, "relation": fact.relation, "object": fact.object, "new_object": new_object}
     return line | {"evidence": evidence, "test": [world.test[8 * number].text]} | fields
 
@@ -93,14 +94,16 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
        for radius in ("0", "nan", "-1", "-inf", "abc", "", "None")},
     **{("edit", "synthetic", "E", "--blocks", blocks, "--radius", "1", "--output", "O"): "'--blocks': "
        for blocks in ("-1", "first", "0,0", "0,", "1.0", "4", "0,4", "")},
-    ("edit", "synthetic", "E", *EDIT, "--norm", "l1", "--output", "O"): "'--norm': expected one of linf, l2",
-    ("edit", "synthetic", "E", *EDIT, "--steps", "0", "--output", "O"): "'--steps': expected a whole number from 1, found '0'",
-    ("edit", "synthetic", "E", *EDIT, "--seed", "-1", "--output", "O"): "'--seed': expected a whole number from 0, found '-1'",
+    ("edit", "synthetic", "E", *EDIT, "--norm", "l1", "--output", "O"): "'l1' is not one of 'linf', 'l2'",
+    ("edit", "synthetic", "E", *EDIT, "--steps", "0", "--output", "O"): "'--steps': Input should be greater than or equal to 1",
+    ("edit", "synthetic", "E", *EDIT, "--seed", "-1", "--output", "O"): "'--seed': Input should be greater than or equal to 0",
+    ("edit", "synthetic", "E", *EDIT, "--seed", "1" * 20, "--output", "O"): "'--seed': Input should be less than or equal to",
+    ("edit", "synthetic", "E", *EDIT, "--batch-size", "1.5", "--output", "O"): "'--batch-size': Input should be a valid integer",
     ("edit", "synthetic", "E", *EDIT, "--learning-rate", "inf", "--output", "O"): "'--learning-rate': expected a finite number",
     ("edit", "synthetic", "E", *EDIT, "--device", "gpu", "--output", "O"): "'--device': expected cpu, cuda",
     ("edit", "synthetic", "E", *EDIT, "--output", "O", "extra"): "unexpected extra argument",
     ("edit", "synthetic", "E", *EDIT, "--output", "E"): "edits.jsonl: is there already, and is no edit",
-    ("edit", "synthetic", "E", *EDIT, "--output", "."): "expected a file, found a folder",
+    ("edit", "synthetic", "E", *EDIT, "--output", "."): "Invalid value for '--output': file '.' is a directory",
     ("edit", "synthetic", "E", *EDIT, "--output", "E/edit.safetensors"): "cannot be written, Not a directory",
     ("edit", "synthetic", "E", *EDIT, "--output", "x" * 250): "cannot be written, File name too long",
     ("edit", "synthetic", "absent.jsonl", *EDIT, "--output", "O"): "absent.jsonl: no such file",
@@ -112,7 +115,7 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("evaluate", "synthetic"): "expected exactly one of --trex DIR, --zsre FILE and --synthetic",
     ("evaluate", "synthetic", "--synthetic", "--zsre", "E"): "expected exactly one of",
     ("evaluate", "synthetic", "E", "--synthetic"): "expected either EDITS.jsonl or one of",
-    ("evaluate", "synthetic", "--synthetic", "--edit", "absent"): "absent: no such file",
+    ("evaluate", "synthetic", "--synthetic", "--edit", "absent"): "'--edit': file 'absent' does not exist",
     ("evaluate", "synthetic", "--synthetic", "--edit", "E"): "edits.jsonl: expected a safetensors file",
     ("evaluate", "synthetic", "--zsre", "E"): "edits.jsonl:1: field 'input': missing",
     ("statistics", "--synthetic", "--download"): "--download goes with --trex or --zsre",
@@ -121,25 +124,25 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("pretrain", "--output", "O"): "expected either --synthetic, or --corpus FILE with --init MODEL",
     ("pretrain", "--corpus", "E", "--output", "O"): "expected either --synthetic, or --corpus FILE with --init MODEL",
     ("pretrain", "--synthetic", "--init", "synthetic", "--output", "O"): "expected either --synthetic",
-    ("pretrain", "--synthetic", "--recipe", "huge", "--output", "O"): "'--recipe': expected one of base, large, albert, found 'huge'",
+    ("pretrain", "--synthetic", "--recipe", "huge", "--output", "O"): "'huge' is not one of 'base', 'large', 'albert'",
     ("pretrain", "--corpus", "E", "--init", "synthetic", "--recipe", "large", "--output", "O"): "--recipe goes with --synthetic",
     ("reproduce", "tabel_3"): "there is no artefact 'tabel_3'; did you mean table_3",
     ("reproduce", "table_3", "-p", "num_modifed", "8"): "no parameter 'num_modifed'; did you mean num_modified",
     ("reproduce", "table_3", "-p", "num_modified", "many"): "-p num_modified: expected int, found 'many'",
     ("reproduce", "table_3", "--output", "E/tables"): "cannot be written, Not a directory",
     ("reproduce", "--full", "--scale", "paper"): "--full goes with --scale synthetic",
-    ("pretrain", "--corpus", "absent.txt", "--init", "synthetic", "--output", "O"): "absent.txt: no such file",
+    ("pretrain", "--corpus", "absent.txt", "--init", "synthetic", "--output", "O"): "'--corpus': file 'absent.txt' does not exist",
     ("pretrain", "--synthetic", "--output", "."): "expected a new or an empty folder",
     ("finetune", "synthetic", "--synthetic", "--output", "O", "--steps", "1", "--epochs", "1"): "expected either --steps or --epochs",
-    ("finetune", "synthetic", "--synthetic", "--output", "E"): "edits.jsonl: expected a folder, found a file",
+    ("finetune", "synthetic", "--synthetic", "--output", "E"): "Invalid value for '--output': dir 'edits.jsonl' is a file",
     ("apply", "synthetic", "E", "--output", "O"): "edits.jsonl: expected a safetensors file",
-    ("show", "absent"): "absent: no such file",
+    ("show", "absent"): "Invalid value for 'edit.safetensors': file 'absent' does not exist",
     ("show", str(SYNTHETIC / "model.safetensors")): "expected an edit saved by modmem, found other tensors",
 }
 
 
 def put_in_place(arguments):
-    return [{"E": "edits.jsonl", "O": "output"}.get(one, one.replace("E/", "edits.jsonl/")) for one in arguments]
+    return [{"E": "edits.jsonl", "O": "output"}.get(argument, argument.replace("E/", "edits.jsonl/")) for argument in arguments]
 
 
 @pytest.mark.parametrize("arguments", BAD, ids=lambda arguments: " ".join(arguments)[:70] or "nothing")
@@ -205,10 +208,15 @@ def test_a_hub_id_is_no_path(run, tmp_path):
 
 
 def test_names_known_without_torch_are_the_librarys():
+    from modmem.constraints import CONSTRAINTS
     from modmem.masked_lm import ARCHITECTURES
-    from modmem.projection import BALLS
 
-    assert set(cli._NORMS) == set(BALLS) and set(cli._FAMILIES) == set(ARCHITECTURES)
+    need_unmodified_evidence = {norm for norm in CONSTRAINTS if norm.startswith("fisher")}  # which a list of edits has not
+    assert set(get_args(cli._Norm)) == set(CONSTRAINTS) - need_unmodified_evidence and set(cli._FAMILIES) == set(ARCHITECTURES)
+
+
+def test_the_command_says_its_version(run):
+    assert run("--version") == (0, f"{modmem.__version__}\n", "")
 
 
 # Edits from end to end
@@ -220,7 +228,7 @@ def test_an_edit_is_made_measured_applied_and_shown(run, edits, saved, tmp_path)
     code, output, _ = run("evaluate", "synthetic", edits, "--edit", saved, "--json")
     results = json.loads(output)
     assert code == 0 and results["facts"] == 2 and results["evidence_accuracy"] == {"before": 0.0, "after": 100.0}
-    assert {one["after"] for one in results["answers"][2:]} == {"calton", "dorton"}
+    assert {answer["after"] for answer in results["answers"][2:]} == {"calton", "dorton"}
 
     assert run("apply", "synthetic", saved, "--output", "new/edited") == (0, "", "")
     record = Edit.load(saved).record
@@ -311,12 +319,12 @@ def test_json_is_alone_on_standard_output(edits, small_world, tmp_path):
 
 @pytest.mark.parametrize("failure, code", [(KeyboardInterrupt, 130), (RuntimeError, None)])
 def test_an_interrupted_edit_leaves_nothing_behind(run, edits, monkeypatch, failure, code):
-    import modmem.editor
+    import modmem.constraints
 
     def fail(*arguments):
         raise failure
 
-    monkeypatch.setattr(modmem.editor, "modify_facts", fail)
+    monkeypatch.setattr(modmem.constraints, "modify_constrained", fail)
     command = ["edit", "synthetic", edits, *EDIT, "--output", "new/edit.safetensors"]
     if code is None:
         with pytest.raises(failure):  # the interpreter prints a traceback and exits with 1

@@ -56,7 +56,7 @@ def test_scores_have_their_shapes_and_probabilities_sum_to_one():
 @pytest.mark.parametrize("family", [tiny_bert, tiny_albert])
 def test_padding_changes_nothing(family):
     fae = tiny_fae(family=family)
-    questions = sorted(WORLD.test[:16], key=lambda one: len(one.text))
+    questions = sorted(WORLD.test[:16], key=lambda question: len(question.text))
     together = read(fae, questions)
     assert make_fact_batch(fae, encode_facts(fae, questions)).attention_mask is not None
     for row in (0, 15):
@@ -208,7 +208,7 @@ def test_what_the_tables_do_not_know_is_refused():
     for change in ({"object": "atlantis"}, {"relation": "spouse"}, {"subject": "nobody"}):
         with pytest.raises(ValueError, match="this FaE has no"):
             relink_facts(fae, {fact: replace(fact, **change)})
-    other = next(one.object for one in WORLD.facts if one.relation == fact.relation and one.object != fact.object)
+    other = next(known.object for known in WORLD.facts if known.relation == fact.relation and known.object != fact.object)
     with pytest.raises(ValueError, match="does not say"):
         relink_facts(fae, {replace(fact, object=other): replace(fact, object=other)})
 
@@ -282,9 +282,9 @@ def test_the_order_of_the_facts_is_of_no_consequence():
     order = torch.randperm(len(fae.memory.keys))
     other = copy_fae(fae, [])
     other.memory = FactMemory(*(getattr(fae.memory, name)[order] for name in SYMBOLS))
-    one, two = read(fae, WORLD.test[:9]), read(other, WORLD.test[:9])
-    torch.testing.assert_close(two.fact_scores[:, 1:], one.fact_scores[:, 1:][:, order])
-    torch.testing.assert_close(two.answer_scores, one.answer_scores)
+    first, second = read(fae, WORLD.test[:9]), read(other, WORLD.test[:9])
+    torch.testing.assert_close(second.fact_scores[:, 1:], first.fact_scores[:, 1:][:, order])
+    torch.testing.assert_close(second.answer_scores, first.answer_scores)
 
 
 def test_a_set_of_objects_is_its_mean_where_the_query_does_not_tell_them_apart():
@@ -313,10 +313,10 @@ def test_a_hidden_fact_is_not_retrieved_and_null_is_right():
     batch = make_fact_batch(fae, encoded, hidden)
     with torch.no_grad():
         output = fae(batch)
-    for row, (one, gone) in enumerate(zip(encoded, hidden)):
-        assert batch.facts[row] == (0 if gone else one.fact)
-        assert torch.isinf(output.fact_scores[row]).sum() == gone and torch.isinf(output.fact_scores[row, one.fact]) == gone
-        assert not gone or one.fact - 1 not in output.retrieved[row]
+    for row, (sentence, gone) in enumerate(zip(encoded, hidden)):
+        assert batch.facts[row] == (0 if gone else sentence.fact)
+        assert torch.isinf(output.fact_scores[row]).sum() == gone and torch.isinf(output.fact_scores[row, sentence.fact]) == gone
+        assert not gone or sentence.fact - 1 not in output.retrieved[row]
 
 
 def test_conflict_rules_touch_only_questions_about_relinked_facts():
@@ -348,7 +348,7 @@ def test_the_subject_is_found_by_its_characters_on_either_side_of_the_slot():
     tokenizer = fae.encoder.tokenizer
     texts = [(f"{NAME} is fond of [MASK] .", None), (f"[MASK] keeps {NAME} fit .", NAME), ("zoe trains for [MASK] .", "zoe")]
     encoded = encode_facts(fae, [sentence(text, surface) for text, surface in texts])
-    said = [tokenizer.decode(one.evidence.input_ids[one.mention[0] : one.mention[1] + 1]) for one in encoded]
+    said = [tokenizer.decode(encoding.evidence.input_ids[encoding.mention[0] : encoding.mention[1] + 1]) for encoding in encoded]
     assert said == [NAME, NAME, "zoe"]
     [lost] = encode_facts(fae, [sentence("she trains for [MASK] .", "zoe")])
     assert lost.mention is None and lost.fact == 1
@@ -362,12 +362,12 @@ def test_the_subject_is_found_by_its_characters_on_either_side_of_the_slot():
 def test_a_mention_survives_cutting_or_is_dropped(before, after, left):
     fae = LONG
     text = f"{NAME + ' ' if left else ''}{'is ' * before}[MASK]{' is' * after}{'' if left else ' ' + NAME}"
-    [one] = encode_facts(fae, [sentence(text, NAME)])
-    assert len(one.evidence.input_ids) <= fae.encoder.max_length
-    if one.mention is not None:
-        first, last = one.mention
-        assert fae.encoder.tokenizer.decode(one.evidence.input_ids[first : last + 1]) == NAME
-    assert one.mention is not None or before + after > 50
+    [encoding] = encode_facts(fae, [sentence(text, NAME)])
+    assert len(encoding.evidence.input_ids) <= fae.encoder.max_length
+    if encoding.mention is not None:
+        first, last = encoding.mention
+        assert fae.encoder.tokenizer.decode(encoding.evidence.input_ids[first : last + 1]) == NAME
+    assert encoding.mention is not None or before + after > 50
 
 
 LONG = tiny_fae(Benchmark((sentence("[MASK]", None).fact,), (), ()))
@@ -401,8 +401,8 @@ def test_a_copy_shares_what_it_does_not_own():
     before = snapshot(fae)
     own = list(select_group(fae, "AWT"))
     twin = copy_fae(fae, own)
-    for (name, one), (_, other) in zip(fae.model.named_parameters(), twin.model.named_parameters(), strict=True):
-        assert (one.data_ptr() != other.data_ptr()) == other.requires_grad == (name in own)
+    for (name, weight), (_, copied) in zip(fae.model.named_parameters(), twin.model.named_parameters(), strict=True):
+        assert (weight.data_ptr() != copied.data_ptr()) == copied.requires_grad == (name in own)
     assert twin.encoder.model is twin.model.encoder
     with torch.no_grad():
         twin.model.null_key.add_(1)
@@ -417,8 +417,8 @@ def test_a_saved_fae_comes_back_to_the_bit(tmp_path):
         save_fae(fae, tmp_path / "fae")
     loaded = load_fae(tmp_path / "fae")
     assert loaded.config == fae.config and loaded.names == fae.names and same_memory(loaded.memory, fae.memory)
-    for (name, one), (other, two) in zip(fae.model.named_parameters(), loaded.model.named_parameters(), strict=True):
-        assert name == other and same_bits(one, two)
+    for (name, weight), (other, again) in zip(fae.model.named_parameters(), loaded.model.named_parameters(), strict=True):
+        assert name == other and same_bits(weight, again)
     assert answer_questions(loaded, WORLD.test[:8]).equals(answer_questions(fae, WORLD.test[:8]))
     with pytest.raises(DataError, match="something else"):
         save_fae(fae, tmp_path)
@@ -437,8 +437,8 @@ def test_real_sentences_have_one_slot_a_subject_and_a_way_back_to_one_token():
     assert {names.labels[names.entity_rows[fact.object_id]] for fact in trex.facts} == {fact.object for fact in trex.facts}
     assert all(names.labels[names.entity_rows[fact.object_id]] == fact.object for fact in trex.facts)
     for side, least in ((trex.train, 0.998), (trex.test, 1.0)):
-        found = [_find_subject(one, [part.strip() for part in one.text.split("[MASK]")]) is not None for one in side]
-        assert all(one.text.count("[MASK]") == 1 for one in side) and sum(found) / len(found) >= least
+        found = [_find_subject(evidence, [part.strip() for part in evidence.text.split("[MASK]")]) is not None for evidence in side]
+        assert all(evidence.text.count("[MASK]") == 1 for evidence in side) and sum(found) / len(found) >= least
     memory = build_memory(trex, names)
     assert len(memory.keys) == len({(fact.subject_id, fact.relation) for fact in trex.facts})
     if "MODMEM_BERT" in os.environ:
@@ -446,5 +446,5 @@ def test_real_sentences_have_one_slot_a_subject_and_a_way_back_to_one_token():
 
         tokenizer = AutoTokenizer.from_pretrained(os.environ["MODMEM_BERT"])
         objects = sorted({fact.object_id for fact in trex.facts})
-        pieces = tokenizer([names.labels[names.entity_rows[one]] for one in objects], add_special_tokens=False)["input_ids"]
+        pieces = tokenizer([names.labels[names.entity_rows[name]] for name in objects], add_special_tokens=False)["input_ids"]
         assert all(len(ids) == 1 and ids[0] != tokenizer.unk_token_id for ids in pieces)

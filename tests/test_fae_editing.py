@@ -41,10 +41,10 @@ def test_training_is_repeatable_and_leaves_the_model_alone():
     fae = tiny_fae(FOUR)
     before = snapshot(fae)
     config = FinetuningConfig(steps=2, batch_size=8, learning_rate=1e-3)
-    one, two = (finetune_fae(fae, FOUR.train, config, null_rate=0.5) for _ in range(2))
-    assert one[1] == two[1] and hash_weights(one[0]) == hash_weights(two[0]) != hash_weights(fae)
+    first, second = (finetune_fae(fae, FOUR.train, config, null_rate=0.5) for _ in range(2))
+    assert first[1] == second[1] and hash_weights(first[0]) == hash_weights(second[0]) != hash_weights(fae)
     assert_untouched(fae, before)
-    assert finetune_fae(fae, FOUR.train, config)[1] != one[1]
+    assert finetune_fae(fae, FOUR.train, config)[1] != first[1]
 
 
 def test_training_refuses_what_it_cannot_do():
@@ -197,7 +197,7 @@ def test_a_label_that_two_entities_share_is_right_by_token_and_wrong_by_entity()
     facts = [replace(fact, object_id=f"O{number}") for number, fact in enumerate(world.facts)]
     facts[8] = replace(facts[8], object=facts[0].object)
     by_id = {fact.id: fact for fact in facts}
-    renamed = Benchmark(tuple(facts), (), tuple(replace(one, fact=by_id[one.fact.id]) for one in world.test))
+    renamed = Benchmark(tuple(facts), (), tuple(replace(question, fact=by_id[question.fact.id]) for question in world.test))
     fae = tiny_fae(renamed, null_bias=-1e9)
     with torch.no_grad():
         fae.model.entities.copy_(torch.nn.functional.normalize(fae.model.entities, dim=-1))
@@ -211,6 +211,6 @@ def test_a_label_that_two_entities_share_is_right_by_token_and_wrong_by_entity()
 
 def test_asking_in_batches_of_any_size_gives_the_same_answers():
     fae, _ = overfitted()
-    one, other = (answer_questions(fae, FOUR.test, batch_size=size) for size in (7, 32))
-    assert one["after"].equals(other["after"])
-    pd.testing.assert_frame_equal(one, other, rtol=1e-3)
+    small, large = (answer_questions(fae, FOUR.test, batch_size=size) for size in (7, 32))
+    assert small["after"].equals(large["after"])
+    pd.testing.assert_frame_equal(small, large, rtol=1e-3)

@@ -7,7 +7,6 @@ from invented_rows import BY, PROVENANCE, curves, invent, rows, summary  # noqa:
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 
-from modmem import figures
 from modmem.figures import COLORS, draw_bars, draw_dial, draw_tradeoff, save_figure, save_picture
 from modmem.tables import compare_published, save_table, summarize
 
@@ -83,11 +82,6 @@ def test_a_bar_of_zero_does_not_look_like_one_that_was_not_run(summary):
     assert texts_of(draw_bars(summary, "position", "block"))[1] == ["0", "not run"]
 
 
-def test_names_without_a_colour_get_one_that_no_other_has():
-    colors = figures._find_colors(["first", "mine", "yours"])
-    assert colors["first"] == COLORS["first"] and len({str(colors[name]) for name in ("first", "mine", "yours")}) == 3
-
-
 def test_two_settings_share_a_tradeoff_one_as_colour_and_one_as_shape(curves):
     both = pd.concat([curves.assign(norm="L-infinity"), curves.assign(norm="L2")])
     legend, _ = texts_of(draw_tradeoff(both, "norm", "norm, block", "position"))
@@ -101,6 +95,13 @@ def test_the_dial_ends_without_a_limit(curves):
     (axes,) = figure.axes
     assert {text.get_text() for text in axes.texts} == {"modified facts, A$_M$", "all others, A$_{F\\backslash S}$", "their mean"}
     assert [label.get_text() for label in axes.get_xticklabels()][::2] == ["0.001", "no limit"] and axes.get_xscale() == "log"
+
+
+def test_a_dial_without_rows_is_empty_and_one_without_an_end_has_no_names(curves):
+    (empty,) = draw_dial(curves[curves["position"] == "middle"]).axes
+    assert not empty.lines and not empty.texts
+    (bounded,) = draw_dial(curves[np.isfinite(curves["radius"])]).axes
+    assert len(bounded.lines) == 3 and not bounded.texts
 
 
 def test_the_same_rows_give_the_same_bytes_whatever_the_run(tmp_path, rows, summary, curves):

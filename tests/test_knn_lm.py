@@ -28,7 +28,7 @@ from modmem.modification import sample_modifications
 from modmem.trials import run_trial
 
 MODIFIED = sample_modifications(WORLD, num_modified=6, seed=0)
-ONE_PIECE = [one for one in MODIFIED.modified_train if " " not in one.fact.object]
+ONE_PIECE = [sentence for sentence in MODIFIED.modified_train if " " not in sentence.fact.object]
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +175,8 @@ def test_epsilon_zero_never_overrides_and_infinity_always(bert, memory):
     always, known = NeighborLM(bert, memory, NearestWithin(math.inf)), set(map(tuple, memory.values.tolist()))
     width = memory.values.shape[1]
     encoded = bert.encode(everything)
-    for one, (best,) in zip(encoded, predict_pieces(always, encoded)):
-        if any(sum(piece >= 0 for piece in value) == len(one.slots) for value in known):
+    for question, (best,) in zip(encoded, predict_pieces(always, encoded)):
+        if any(sum(piece >= 0 for piece in value) == len(question.slots) for value in known):
             assert (*best, *[-1] * (width - len(best))) in known
 
 
@@ -386,8 +386,8 @@ def test_memories_named_in_the_paper_are_those_evidences():
     assert memory_evidence(MODIFIED) == MODIFIED.modified_train
     assert memory_evidence(MODIFIED, "all") == MODIFIED.modified_train + MODIFIED.unmodified_train
     objects = {fact.id: fact.object for fact in WORLD.facts}
-    for one in memory_evidence(MODIFIED, "all", edited=False):
-        assert one.fact.object == objects[one.fact.id]
+    for sentence in memory_evidence(MODIFIED, "all", edited=False):
+        assert sentence.fact.object == objects[sentence.fact.id]
     with pytest.raises(ValueError, match="'none'"):
         memory_evidence(MODIFIED, "none")
 
@@ -409,7 +409,7 @@ def test_lost_answers_are_counted_among_those_that_were_right():
     assert 0 < sum(sharing) < len(sharing)
     before = [True] * len(sharing)
     before[sharing.index(True)] = before[sharing.index(False)] = False
-    table.loc[unmodified, "correct"] = [not one for one in sharing]  # exactly the sharing ones are wrong now
+    table.loc[unmodified, "correct"] = [not shares for shares in sharing]  # exactly the sharing ones are wrong now
     lost = count_lost(table, before, MODIFIED)
     assert lost == {"lost_sharing": 100.0, "lost_others": 0.0, "num_sharing": sum(sharing) - 1, "num_others": len(sharing) - sum(sharing) - 1}
 

@@ -20,7 +20,7 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 
 def files_below(folder, *patterns):
     "Relative path -> content, of the files that match."
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for one in patterns for path in folder.glob(one) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,11 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
+from notebook_metrics import long_cells
 from packaging.requirements import Requirement
 from readme import render_readme
 
@@ -33,6 +35,12 @@ def named(folder, pattern="*.ipynb"):
 LIBRARY = named(NBS, "[0-9]_*/[0-9][0-9]_*.ipynb")
 PAPER = named(NBS / "paper")
 NOTEBOOKS = named(NBS, "**/*.ipynb")
+SHOWN = {"table_3", "figure_2"}  # paper notebooks that keep their outputs, for readers on a forge
+LONG_CELLS = {  # exported cells of more than 30 lines of code: (notebook, cell)
+    ("14_masked_lm", "masked-lm"), ("18_projection", "l2-ball"), ("19_projected_adam", "projected-adam"),
+    ("20_editor", "edit"), ("00_fisher", "fisher-ball"), ("02_constraints", "relative-ball"),
+    ("04_sweep", "run-sweep"), ("10_paper", "paper"), ("04_cli", "reproduce"),
+}
 
 
 def read(path):
@@ -89,6 +97,27 @@ def test_a_notebook_is_small(path):
     assert path.stat().st_size <= 100 * 1024
 
 
+def test_an_exported_cell_has_at_most_thirty_lines_or_a_reason():
+    found = {(parameter.values[0].stem, cell) for parameter in LIBRARY for cell, _ in long_cells(parameter.values[0])}
+    assert found == LONG_CELLS
+
+
+def next_links(path):
+    "Where the last markdown cell of a notebook leads: the notebooks linked after `Next:`, in order."
+    text = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"][-1]
+    _, found, after = text.rpartition("Next: ")
+    return [Path(os.path.normpath(path.parent / target)) for target in re.findall(r"\]\(([^)#:\s]+\.ipynb)", after)] if found else []
+
+
+def test_next_leads_through_all_parts_in_order():
+    notebooks = sorted((parameter.values[0] for parameter in LIBRARY), key=place)
+    follower = {path: links[0] for path in notebooks if (links := next_links(path))}
+    walked = [notebooks[0]]
+    while (after := follower.get(walked[-1])) in notebooks and after not in walked:
+        walked.append(after)
+    assert [path.relative_to(NBS).as_posix() for path in walked] == [path.relative_to(NBS).as_posix() for path in notebooks]
+
+
 @pytest.mark.parametrize("path", LIBRARY)
 def test_a_library_notebook_exports_at_most_ten_names(path):
     tree = ast.parse((PACKAGE / f"{default_exp(read(path))}.py").read_text(encoding="utf-8"))
@@ -100,9 +129,9 @@ def test_a_library_notebook_exports_at_most_ten_names(path):
 def test_cell_ids_are_unique_and_readable(path):
     ids = [cell.get("id", "") for cell in read(path).cells]
     assert len(set(ids)) == len(ids)
-    for one in ids:
-        assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", one), f"not a readable id: {one!r}"
-        assert not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", one), f"a random id: {one!r}"
+    for cell_id in ids:
+        assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell_id), f"not a readable id: {cell_id!r}"
+        assert not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", cell_id), f"a random id: {cell_id!r}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
@@ -115,11 +144,12 @@ def test_stored_outputs_are_clean(path):
 
 
 @pytest.mark.parametrize("path", PAPER)
-def test_a_paper_notebook_has_parameters_and_no_outputs(path):
+def test_a_paper_notebook_has_parameters_and_no_outputs_but_two_that_are_shown(path):
     notebook = read(path)
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     assert len(tagged) == 1
-    assert not [cell for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")]
+    assert not [cell for cell in notebook.cells if cell.get("execution_count")]
+    assert any(cell.get("outputs") for cell in notebook.cells) == (path.stem in SHOWN)
 
 
 @pytest.mark.parametrize("path", [*PAPER, *named(NBS / "guides")])
@@ -135,16 +165,33 @@ def test_readme_is_in_step_with_the_index():
     assert (TOP / "README.md").read_text(encoding="utf-8") == render_readme(), "run make readme"
 
 
-def test_readme_names_every_library_notebook_and_the_test_command_of_ci():
+def test_readme_names_every_part_every_notebook_of_the_method_and_the_test_command_of_ci():
     readme = (TOP / "README.md").read_text(encoding="utf-8")
-    assert not [one.id for one in LIBRARY if f"](nbs/{one.id})" not in readme]
+    parts = {parameter.values[0].parent.name for parameter in NOTEBOOKS} - {NBS.name}
+    assert not [part for part in parts if f"| `{part}` | " not in readme]
+    assert not [parameter.id for parameter in LIBRARY if parameter.id.startswith("1_") and f"](nbs/{parameter.id})" not in readme]
     script = TOP / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert "make test" in readme and script.read_text(encoding="utf-8").rstrip().endswith(" test")
 
 
+def test_code_in_the_readme_fits_its_box():
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (TOP / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 3
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 88]
+
+
+def test_what_is_said_of_knn_lm_on_real_text_is_what_its_rows_say():
+    rows = pd.read_csv(TOP / "figures" / "small" / "rows.csv")
+    thresholds = rows[rows["method"] == "kNN-LM"].pivot(index="seed", columns="epsilon_quantile", values="average_accuracy")
+    lead = thresholds[thresholds.mean().idxmax()] - rows[rows["method"] == "edit"].set_index("seed")["average_accuracy"]
+    said = f"{lead.mean():.2f} points (standard error {lead.sem():.2f}"
+    for name in ("README.md", "figures/README.md", "nbs/paper/table_6.ipynb"):
+        assert said in (TOP / name).read_text(encoding="utf-8"), f"{name} does not say: {said}"
+
+
 def test_links_lead_somewhere():
-    texts = {TOP / "README.md": (TOP / "README.md").read_text(encoding="utf-8")}
+    texts = {path: path.read_text(encoding="utf-8") for path in (TOP / "README.md", TOP / "figures" / "README.md")}
     for parameter in NOTEBOOKS:
         path = parameter.values[0]
         texts[path] = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
@@ -154,7 +201,7 @@ def test_links_lead_somewhere():
 
 def required(kind):
     "Names of the distributions that a line of settings.ini requires."
-    return {Requirement(one).name.lower().replace("_", "-") for one in SETTINGS[kind].split()}
+    return {Requirement(text).name.lower().replace("_", "-") for text in SETTINGS[kind].split()}
 
 
 def test_exported_code_imports_only_what_users_install_and_an_extra_inside_functions_only():
@@ -162,9 +209,9 @@ def test_exported_code_imports_only_what_users_install_and_an_extra_inside_funct
     for path in PACKAGE.glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         inside = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
-        for node in (one for one in ast.walk(tree) if isinstance(one, (ast.Import, ast.ImportFrom))):
+        for node in (node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))):
             for package in {name.split(".")[0] for name in imported_modules(node)} - {"", "modmem", *sys.stdlib_module_names}:
-                provided_by = {one.lower().replace("_", "-") for one in distributions.get(package, ())}
+                provided_by = {name.lower().replace("_", "-") for name in distributions.get(package, ())}
                 allowed = always | extra if node in inside else always
                 assert provided_by & allowed, f"{path.name} imports {package}, which settings.ini does not require"
 

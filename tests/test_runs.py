@@ -62,8 +62,8 @@ def test_key_of_a_run_is_stable():
 
 
 KEYS = {
-    "edit": "1c00aee008fba28f", "mixed": "9e29d558118c7335", "uniform": "b6a22b62d88f6ae5", "retrain": "20c2e7698be0f14f",
-    "kNN-LM": "10737683c96192d0", "FaE": "675e90da43bdfb77", "penalty": "54fb9415e39a2c81",
+    "edit": "b3bfc3c051d5715a", "mixed": "9e29d558118c7335", "uniform": "f45e1e800346ecaa", "retrain": "148d581d046b6469",
+    "kNN-LM": "10737683c96192d0", "FaE": "bbef85a5068d8048", "penalty": "7e8cc202d7cae139",
 }
 
 CHANGES = {

@@ -1,4 +1,4 @@
-"""Lines, points and the forest: whiskers reach as far as the numbers say."""
+"""The forest of claims: intervals, margins and verdicts are where the numbers say."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +6,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from modmem.figures import COLORS
-from modmem.whiskers import draw_forest, draw_lines, draw_points
+from modmem.forest import draw_forest
 
 
 @pytest.fixture
@@ -41,19 +41,3 @@ def test_an_interval_that_leaves_the_forest_ends_in_an_arrow(checked):
     heights = axes.get_yticks()
     arrows = [tuple(drawn.get_offsets()[0]) for drawn in axes.collections if not isinstance(drawn, LineCollection) and len(drawn.get_offsets()) == 1]
     assert arrows == [(left, heights[0]), (right, heights[1])]
-
-
-def test_points_stand_at_their_difference_with_one_error_to_each_side():
-    table = pd.DataFrame({"constraint": ["x", "y"], "runs": 5, "area": [-2.0, 3.0], "area_se": [0.5, np.nan]})
-    figure = draw_points(table, "constraint", {"area": "area"}, "points")
-    ends = sorted(tuple(np.round(line.get_xdata(), 6)) for line in figure.axes[0].lines if len(line.get_xdata()) == 2)
-    assert (-2.5, -1.5) in ends and (3, 3) in ends
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["area", "± standard error, 5 runs"]
-
-
-def test_lines_have_a_panel_for_each_unit_and_axes_that_fit():
-    table = pd.DataFrame({"size": [1000, 1000000], "make keys (s)": [0.01, 10.0], "asking (GB)": [0.5, 7.0]})
-    figure = draw_lines(table, "size", "facts", {"seconds": {"make keys (s)": "make keys"}, "GB": {"asking (GB)": "asking"}}, log=True)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["seconds", "GB"] and {axes.get_yscale() for axes in figure.axes} == {"log"}
-    plain = draw_lines(table, "size", "facts", {"GB": {"asking (GB)": "asking"}})
-    assert plain.axes[0].get_ylim()[0] == 0 and list(plain.axes[0].lines[0].get_ydata()) == [0.5, 7]
