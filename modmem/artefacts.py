@@ -183,8 +183,7 @@ class Artefact:
     @property
     def filled(self) -> dict[str, Any]:
         "All that papermill puts in place of the notebook's defaults."
-        values = {**self.options, "places": dict(self.options)}
-        return {**self.parameters, **{name: values[name] for name in _read_parameters(self.path) if name in values}}
+        return {**self.parameters, **({"places": dict(self.options)} if "places" in _read_parameters(self.path) else {})}
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #choose
 def choose_artefacts(

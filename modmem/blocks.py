@@ -20,15 +20,17 @@ def check_blocks(
     blocks: int | Sequence[int] | str,  # an index from 0, a list of indices, or "all"
 ) -> int | tuple[int, ...] | str:  # the same, a list as a tuple
     "Refuse what names no blocks of any model."
+    if isinstance(blocks, str) and blocks == "all":
+        return blocks
     chosen = [blocks] if isinstance(blocks, int) else blocks
-    if chosen != "all" and (isinstance(chosen, (str, bytes)) or not isinstance(chosen, Sequence) or not chosen):
+    if isinstance(chosen, (str, bytes)) or not isinstance(chosen, Sequence) or not chosen:
         raise ValueError(f"blocks must be 'all', an index or a list of indices, not {blocks!r}")
-    for index in chosen if chosen != "all" else ():
+    for index in chosen:
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise ValueError(f"blocks must be indices from 0, not {index!r}")
-    if chosen != "all" and len(set(chosen)) < len(chosen):
+    if len(set(chosen)) < len(chosen):
         raise ValueError(f"blocks must be different ones, not {blocks!r}")
-    return blocks if isinstance(blocks, (int, str)) else tuple(blocks)
+    return blocks if isinstance(blocks, int) else tuple(blocks)
 
 # %% ../nbs/1_method/16_blocks.ipynb #select-parameters
 def select_parameters(

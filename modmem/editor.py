@@ -103,14 +103,6 @@ class Edit:
         "Read a saved edit."
         return cls(*load_record(path, "edit", frozenset({"base_hash", "edited_hash", "config", "outcome", "versions", "evidence"})))
 
-# %% ../nbs/1_method/20_editor.ipynb #make-optimizer
-def _make_optimizer(weights: list, lr: float, ball: Any, centers: list, penalty: Callable | None) -> ProjectedAdam:
-    "Projected Adam, with the penalty's gradient added before each step."
-    optimizer = ProjectedAdam(weights, ball, lr=lr, centers=centers)
-    if penalty is not None:
-        optimizer.register_step_pre_hook(lambda stepping, *_: penalty(stepping.weights))
-    return optimizer
-
 # %% ../nbs/1_method/20_editor.ipynb #make-record
 def _list_evidence(modified_benchmark: ModifiedBenchmark) -> list[dict]:
     "The evidence of an edit, as plain JSON."
@@ -154,6 +146,14 @@ def make_edit(
         "device": str(base.device),
         "evidence": _list_evidence(modified_benchmark),
     })
+
+# %% ../nbs/1_method/20_editor.ipynb #make-optimizer
+def _make_optimizer(weights: list, lr: float, ball: Any, centers: list, penalty: Callable | None) -> ProjectedAdam:
+    "Projected Adam, with the penalty's gradient added before each step."
+    optimizer = ProjectedAdam(weights, ball, lr=lr, centers=centers)
+    if penalty is not None:
+        optimizer.register_step_pre_hook(lambda stepping, *_: penalty(stepping.weights))
+    return optimizer
 
 # %% ../nbs/1_method/20_editor.ipynb #warn-of-slack
 def warn_of_slack(

@@ -37,9 +37,10 @@ rows, output = Path(places["known_rows"]).read_text().splitlines(), Path(places[
 output.mkdir(parents=True, exist_ok=True)
 (output / "claims.md").write_text(f"# Claims\\n\\n{len(rows) - 1} rows\\n")"""
 EDIT = """from pathlib import Path
-Path(output).mkdir(parents=True, exist_ok=True)
-(Path(output) / "edit_synthetic.csv").write_text(f"radii,steps\\n{radii},{steps}\\n")
-(Path(output) / "edit_synthetic_rows.csv").write_text("row\\n")"""
+output = Path(places["output"])
+output.mkdir(parents=True, exist_ok=True)
+(output / "edit_synthetic.csv").write_text(f"radii,steps\\n{radii},{steps}\\n")
+(output / "edit_synthetic_rows.csv").write_text("row\\n")"""
 
 
 def write_notebook(path, **sources):
@@ -52,13 +53,13 @@ def write_notebook(path, **sources):
 
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory):
-    "Two artefacts that share rows, one without that has its options one by one, and the claims."
+    "Two artefacts that share rows, one without any, and the claims."
     folder = tmp_path_factory.mktemp("notebooks")
     for name, more, blocks, radii in (("table_3", "", "[0, 1]", "[float('inf')]"), ("tradeoff", "radii: list = [0.1]  # of the ball\n", "[1]", "[*radii, float('inf')]")):
         runs, save = (source.replace("BLOCKS", blocks).replace("RADII", radii).replace("NAME", name) for source in (RUNS, SAVE))
         write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=save)
     write_notebook(folder / "paper" / "claims.ipynb", parameters=PLACES, runs="runs = []", save=CLAIMS)
-    edit = 'output: str = "figures"  # folder\nradii: list = [0.1]  # radii\nsteps = 3'
+    edit = PLACES + "radii: list = [0.1]  # radii\nsteps = 3"
     write_notebook(folder / "guides" / "edit_synthetic.ipynb", parameters=edit, save=EDIT)
     return folder
 

@@ -4,6 +4,7 @@ import math
 import pytest
 from mini_notebooks import PLACES, RUNS, SETTINGS, here, notebooks, write_notebook  # noqa: F401
 
+from modmem import paper
 from modmem.artefacts import OPTIONS, Artefact, choose_artefacts, list_artefacts, list_runs
 from modmem.starts import Places
 
@@ -26,23 +27,14 @@ def test_a_parameter_reaches_every_artefact_that_has_it_in_its_type():
 
 # Options
 
-SEPARATE = """radii: list = [0.1]  # of the ball
-output: str = "figures"  # folder for the results
-threads: int = 1  # of torch"""
 LESSON = SETTINGS.replace("folders: dict = {}", 'folders: dict = {"mine": "models/mine"}') + "radii: list = [0.1]  # of the ball\n" + PLACES
 ONE_BLOCK = RUNS.replace("RADII", "radii").replace("BLOCKS", "[0]")
 
 
-def test_options_have_the_names_of_places():
-    from modmem.paper import _PLACES
-
-    assert set(OPTIONS) == set(_PLACES)
-
-
 def test_options_reach_a_notebook_as_it_has_them(tmp_path):
+    assert set(OPTIONS) == set(paper._PLACES)
     options = dict.fromkeys(OPTIONS, "x") | {"threads": 2}
     for name, parameters, filled in (
-        ("separate", SEPARATE, {"output": "x", "threads": 2}),
         ("together", PLACES, {"places": options}),
         ("none", "radii: list = [0.1]", {}),
     ):
@@ -53,17 +45,17 @@ def test_options_reach_a_notebook_as_it_has_them(tmp_path):
 def test_places_of_the_runs_follow_from_options_and_folders(tmp_path):
     write_notebook(tmp_path / "lesson.ipynb", parameters=LESSON, runs=ONE_BLOCK, save="raise RuntimeError('computed')")
     options = {"store": "rows", "trex": "LAMA", "zsre": "", "device": "cuda:1", "threads": 2}
-    artefact = list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": [0.5], "seeds": [0, 3]}, options))
-    assert [(run.method.radius, run.sample.seed) for run in artefact.runs] == [(0.5, 0), (0.5, 3)]
+    artefact = list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": [0.5]}, options))
+    assert [(run.method.radius, run.sample.seed) for run in artefact.runs] == [(0.5, 0), (0.5, 1)]
     assert artefact.places == Places("rows/cache", "LAMA", None, {"mine": "models/mine"}, "cuda:1", 2)
     assert list_runs(Artefact("lesson", tmp_path / "lesson.ipynb")).places == Places("_runs/paper/cache", models={"mine": "models/mine"})
 
 
-@pytest.mark.parametrize("name, value, reason", [("radii", [-1.0], "radius must be a number above 0"), ("radii", ["x"], "radius"), ("start", "ft", "a start must be")])
-def test_parameters_that_make_no_rows_are_told(tmp_path, name, value, reason):
+@pytest.mark.parametrize("radii, reason", [([-1.0], "radius must be a number above 0"), (["x"], "radius"), (3, "not iterable")])
+def test_parameters_that_make_no_rows_are_told(tmp_path, radii, reason):
     write_notebook(tmp_path / "lesson.ipynb", parameters=LESSON, runs=ONE_BLOCK)
     with pytest.raises(ValueError, match=f"lesson: these parameters make no rows: .*{reason}"):
-        list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {name: value}))
+        list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": radii}))
 
 
 # Parameter files

@@ -89,6 +89,8 @@ def test_a_memory_is_asked_and_a_retraining_trains_every_weight():
     asked = estimate_run(make_run(method="kNN-LM", epsilon_quantile=0.1), PLACES)
     assert asked == (4096 * FORWARD, 4 * WEIGHTS)
     retrained = estimate_run(make_run(method="retrain", retraining_steps=7, retraining_batch_size=5), PLACES)
+    by_epochs = make_run(method="retrain", retraining_steps=None, retraining_epochs=0.5, retraining_batch_size=5)
+    assert estimate_run(by_epochs, PLACES)[0] == 0.5 * 5 * 4096 * 3 * FORWARD + 4096 * FORWARD, "all evidence is an epoch"
     assert retrained[0] == 7 * 5 * 3 * FORWARD + 4096 * FORWARD and retrained[1] > 5 * asked[1]
 
 
@@ -109,9 +111,10 @@ def test_a_model_is_known_by_its_folder_or_not_at_all(tmp_path):
     shape = {"model_type": "bert", "num_hidden_layers": 4, "hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 3,
              "vocab_size": 514, "max_position_embeddings": 64, "dtype": "float16"}
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    mine = make_run(model="mine", start="pretrained", blocks=3, num_modified=8)
-    assert estimate_run(mine, Places("cache", models={"mine": str(tmp_path)})) == estimate_run(make_run(model="base", start="pretrained", blocks=3, num_modified=8), PLACES)
-    for run in (mine, make_run(model="base", start="pretrained", blocks=4), make_run(model="base", method="FaE", group="none")):
+    asked = {"model": "mine", "start": "pretrained", "blocks": 3, "num_modified": 8}
+    mine = make_run(**asked)
+    assert estimate_run(mine, Places("cache", models={"mine": str(tmp_path)})) == estimate_run(make_run(**{**asked, "model": "base"}), PLACES)
+    for run in (mine, make_run(**{**asked, "model": "base", "blocks": 4}), make_run(model="base", method="FaE", group="none")):
         assert all(map(math.isnan, estimate_run(run, PLACES)))
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
