@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from .fae_starts import FaeStart, find_model
-from .files import exclusively
+from .files import check_whole, exclusively
 from .rows import load_results, read_row, write_row
 from .runs import METHOD_VERSION, Run, compute_row
 from .starts import Places, Start
@@ -180,8 +180,7 @@ def run_sweep(
     "Compute the rows that are missing and return all of them; call it again to go on after a kill."
     if engine not in _ENGINES:
         raise ValueError(f"engine must be one of {', '.join(_ENGINES)}, not {engine!r}")
-    if jobs < 1:
-        raise ValueError(f"jobs must be a whole number from 1, not {jobs!r}")
+    check_whole("jobs", jobs)
     runs, store = {run.key: run for run in runs}, Path(store).absolute()
     places = Places(store / "cache") if places is None else places
     known = load_results(store, rows, runs)
@@ -195,11 +194,9 @@ def run_sweep(
         for wait in (False, True):
             left, missing = missing, []
             for run, status in execute(partial(_attempt, store=store, places=places, wait=wait), left):
-                status = status or _bury(run, store, places)
                 missing += [run] if status == "busy" else []
-                bar.count(status)
-    table = load_results(store, rows, runs)
-    return table.set_index("key", drop=False).loc[list(runs)].reset_index(drop=True)
+                bar.count(status or _bury(run, store, places))
+    return load_results(store, rows, runs).set_index("key", drop=False).loc[list(runs)].reset_index(drop=True)
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #progress
 class _Progress:
