@@ -37,8 +37,7 @@ PAPER = named(NBS / "paper")
 NOTEBOOKS = named(NBS, "**/*.ipynb")
 SHOWN = {"table_3", "figure_2"}  # paper notebooks that keep their outputs, for readers on a forge
 LONG_CELLS = {  # exported cells of more than 30 lines of code: (notebook, cell)
-    ("14_masked_lm", "masked-lm"), ("18_projection", "l2-ball"), ("19_projected_adam", "projected-adam"),
-    ("20_editor", "edit"), ("00_fisher", "fisher-ball"), ("02_constraints", "relative-ball"),
+    ("14_masked_lm", "masked-lm"), ("19_projected_adam", "projected-adam"),
     ("04_sweep", "run-sweep"), ("10_paper", "paper"), ("04_cli", "reproduce"),
 }
 
