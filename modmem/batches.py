@@ -98,9 +98,6 @@ def keep_answerable(tokenizer, benchmark: Benchmark, max_pieces: int = 20) -> Be
     good = {label for label, ids in zip(objects, pieces) if 0 < len(ids) <= max_pieces and unknown not in ids}
     if len(good) == len(objects):
         return benchmark
-    return replace(
-        benchmark,
-        facts=tuple(fact for fact in benchmark.facts if fact.object in good),
-        train=tuple(sentence for sentence in benchmark.train if sentence.fact.object in good),
-        test=tuple(question for question in benchmark.test if question.fact.object in good),
-    )
+    facts = tuple(fact for fact in benchmark.facts if fact.object in good)
+    train, test = (tuple(sentence for sentence in side if sentence.fact.object in good) for side in (benchmark.train, benchmark.test))
+    return replace(benchmark, facts=facts, train=train, test=test)

@@ -163,10 +163,8 @@ def load_record(
             return {name: saved.get_tensor(name) for name in saved.keys()}, record
     except SafetensorError as error:
         raise DataError(f"expected a safetensors file: {error}", path) from None
-    except KeyError:
-        raise DataError(f"expected the record of modmem's {kind} in the header, found none", path) from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"expected the record of modmem's {kind} as JSON: {error}", path) from None
+    except (KeyError, json.JSONDecodeError):
+        raise DataError(f"expected the record of modmem's {kind} in the header, found none that can be read", path) from None
 
 # %% ../nbs/1_method/00_files.ipynb #exclusively
 @contextmanager

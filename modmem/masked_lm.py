@@ -252,17 +252,13 @@ def copy_with_own(
     names: Sequence[str] | None = None,  # parameters that the copy owns and that require gradients; None: all
 ) -> MaskedLM:
     "Copy a model; parameters not named share their memory with the original and are frozen."
-    own = None if names is None else set(names)
     known = dict(masked_lm.model.named_parameters())
-    if own is not None and not own <= set(known):
+    own = set(known if names is None else names)
+    if not own <= set(known):
         raise ValueError(f"no parameter named {sorted(own - set(known))[0]!r}")
-    shared = {
-        id(parameter): nn.Parameter(parameter.data, requires_grad=False)
-        for name, parameter in known.items()
-        if own is not None and name not in own
-    }
+    shared = {id(weight): nn.Parameter(weight.data, requires_grad=False) for name, weight in known.items() if name not in own}
     twin = copy.copy(masked_lm)
-    twin.model = copy.deepcopy(masked_lm.model, memo=dict(shared)).eval()
+    twin.model = copy.deepcopy(masked_lm.model, memo=shared).eval()
     for name, parameter in twin.model.named_parameters():
-        parameter.requires_grad_(own is None or name in own)
+        parameter.requires_grad_(name in own)
     return twin

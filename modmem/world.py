@@ -150,16 +150,13 @@ def make_world(
         number, which = divmod(position, len(relations))
         return _fact(number, make_person(number, seed), relations[which], seed)
 
-    def train(position: int) -> Evidence:
-        stated = fact(position // num_train)
-        return _phrase(templates[stated.relation][position % num_train], stated)
-
-    def test(position: int) -> Evidence:
-        stated = fact(position)
-        return _phrase(templates[stated.relation][-1], stated)
+    def state(stated: Fact, phrasing: int) -> Evidence:
+        return _phrase(templates[stated.relation][phrasing], stated)
 
     size = num_subjects * len(relations)
-    return Benchmark(LazySequence(size, fact), LazySequence(size * num_train, train), LazySequence(size, test), f"world ({form})")
+    train = LazySequence(size * num_train, lambda position: state(fact(position // num_train), position % num_train))
+    test = LazySequence(size, lambda position: state(fact(position), -1))
+    return Benchmark(LazySequence(size, fact), train, test, f"world ({form})")
 
 # %% ../nbs/1_method/11_world.ipynb #geography
 _PLACES = {  # relation between places -> phrasings

@@ -1,4 +1,4 @@
-"""Errors that name their place; files that are whole or absent."""
+"""Errors that name their place; files and folders that are whole or absent; tensors with a record."""
 import hashlib
 import os
 import signal
@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modmem.files import DataError, get_field, hash_file, read_jsonl, write_atomically
+from modmem.files import (
+    DataError, check_whole, get_field, hash_file, load_record, read_jsonl, save_record, write_atomically, write_folder_atomically,
+)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,45 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path, older):
         assert writer.stdout.readline() == "written\n"
         writer.send_signal(signal.SIGKILL)
     assert (path.read_text() if path.exists() else None) == older
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, False, "3", None])
+def test_a_setting_that_is_no_whole_number_is_refused_by_name_and_value(value):
+    with pytest.raises(ValueError, match=f"batch_size must be a whole number from 1, not {value!r}"):
+        check_whole("batch_size", value)
+    check_whole("batch_size", 1)
+    check_whole("seed", 0, least=0)
+
+
+def test_a_folder_appears_whole_and_replaces_one_of_its_kind_only(tmp_path):
+    folder = tmp_path / "new" / "model"
+    for content in ("first", "second"):
+        with write_folder_atomically(folder, marker="config.json") as temporary:
+            (temporary / "config.json").write_text(content)
+        assert (folder / "config.json").read_text() == content and list(folder.parent.iterdir()) == [folder]
+    with pytest.raises(KeyboardInterrupt), write_folder_atomically(folder, marker="config.json") as temporary:
+        (temporary / "config.json").write_text("half")
+        raise KeyboardInterrupt
+    assert (folder / "config.json").read_text() == "second" and list(folder.parent.iterdir()) == [folder]
+    (folder / "config.json").rename(folder / "todo.txt")
+    with pytest.raises(DataError, match="model: expected a new folder, or one with config.json"):
+        with write_folder_atomically(folder, marker="config.json"):
+            pytest.fail("never gets here")
+    assert (folder / "todo.txt").read_text() == "second"
+
+
+def test_tensors_come_back_with_their_record(tmp_path):
+    import torch
+
+    path, tensors = tmp_path / "a.safetensors", {"weight": torch.tensor([[1.0, -0.0]]), "bits": torch.tensor([3], dtype=torch.int32)}
+    save_record(path, tensors, "example", {"steps": 70, "name": "x"})
+    found, record = load_record(path, "example", frozenset({"steps"}))
+    assert record == {"steps": 70, "name": "x"} and found.keys() == tensors.keys()
+    assert all(found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(DataError, match="a.safetensors: expected the record of modmem's edit in the header, found none"):
+        load_record(path, "edit")
+    with pytest.raises(DataError, match="found an incomplete one"):
+        load_record(path, "example", frozenset({"seed"}))
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", b"\0" * (1 << 20) + b"beyond one chunk"])
