@@ -96,7 +96,7 @@ def _describe_origin(records: dict[str, dict]) -> dict[str, str]:
 
 # %% ../nbs/6_commands/02_page.ipynb #build-report
 def build_report(
-    folder: str | Path,  # where `save_table` and `save_figure` have written; perhaps with claims.md, dial.svg and forest.svg
+    folder: str | Path,  # where `save_table` and `save_figure` have written; perhaps with claims.md, tradeoff_dial.svg and claims_forest.svg
     published: str | Path | None = None,  # the paper's numbers; None: those of the package
 ) -> Path:  # report.html, in the same folder
     "Put all artefacts of a folder on one page that needs no other file."
@@ -111,7 +111,7 @@ def build_report(
         sections["claims"] += f"<details><summary>Each claim in full</summary>{_render(heading + details, folder, renderer)}</details>"
     titles = {name: text.splitlines()[0].lstrip("# ") for name, text in texts.items()}
     pictures = {
-        name: f'<a href="#{target}"><img alt="{alt}" src="{_embed(folder / f"{name}.svg")}"></a>' if (folder / f"{name}.svg").is_file() else ""
+        name: f'<a href="#{target}"><img alt="{alt}" src="{_embed(folder / f"{target}_{name}.svg")}"></a>' if (folder / f"{target}_{name}.svg").is_file() else ""
         for name, target, alt in (("dial", "tradeoff", "Accuracies along the radius"), ("forest", "claims", "Claims and verdicts"))
     }
     page = _PAGE.substitute(

@@ -453,7 +453,7 @@ def test_the_notebook_reads_rows_and_writes_verdicts(worlds, verdicts, tmp_path)
         if cell.id == "runs":
             assert namespace["runs"] == [] and "rows" not in namespace
     pd.testing.assert_frame_equal(namespace["checked"].set_index("name"), verdicts[True], rtol=1e-9)
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"claims.md", "claims.csv", "forest.svg", "forest.png"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"claims.md", "claims.csv", "claims_forest.svg", "claims_forest.png"}
 
 
 def test_what_changed_nothing_in_any_run_needs_no_spread():

@@ -83,7 +83,7 @@ def test_notes_are_footnotes_and_each_artefact_has_its_own(tmp_path):
 
 def test_the_first_screen_has_the_dial_and_the_forest_if_they_are_there(tmp_path):
     assert "<img" not in build_report(tmp_path).read_text(encoding="utf-8")
-    for name in ("dial", "forest"):
+    for name in ("tradeoff_dial", "claims_forest"):
         (tmp_path / f"{name}.svg").write_text("<svg/>")
     head, *_ = build_report(tmp_path).read_text(encoding="utf-8").partition("</header>")
     assert Page(head + "</header></body></html>").sources[:2] == ["#tradeoff", "data:image/svg+xml;base64,PHN2Zy8+"] and head.count("<img") == 2
