@@ -64,7 +64,11 @@ class MaskedBatch:
     attention_mask: torch.Tensor | None  # (B, 1, 1, N), bool, True where there is a token; None: no padding
     rows: torch.Tensor  # (K,), the sentence of each slot
     columns: torch.Tensor  # (K,), the position of each slot
+    numbers: torch.Tensor  # (K,), 0 for the first slot of its sentence, 1 for the second, ...
     labels: torch.Tensor  # (K,), the piece that belongs there
+    max_slots: int  # slots of a sentence at most
+    states: torch.Tensor | None = None  # (B, N, H), what block `start` reads, where that is known beforehand
+    start: int = 0
 
 # %% ../nbs/1_method/13_batches.ipynb #make-batch
 def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int, device: torch.device | str = "cpu") -> MaskedBatch:
@@ -76,8 +80,9 @@ def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int, device: to
     mask = None if bool(present.all()) else present[:, None, None, :].to(device)
     rows = torch.tensor([row for row, sentence in enumerate(encoded) for _ in sentence.slots])
     columns = torch.tensor([slot for sentence in encoded for slot in sentence.slots])
+    numbers = torch.tensor([number for sentence in encoded for number in range(len(sentence.slots))])
     labels = torch.tensor([label for sentence in encoded for label in sentence.labels])
-    return MaskedBatch(ids.to(device), mask, rows.to(device), columns.to(device), labels.to(device))
+    return MaskedBatch(ids.to(device), mask, *(part.to(device) for part in (rows, columns, numbers, labels)), int(numbers.max()) + 1)
 
 # %% ../nbs/1_method/13_batches.ipynb #bucket-by-length
 def bucket_by_length(

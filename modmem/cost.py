@@ -71,11 +71,12 @@ def _count_stage(network: MaskedLM, stage: str, length: int, trained: bool, flow
     with torch.device("meta"):
         tokens = torch.zeros(_SENTENCES, length, dtype=torch.long)
         hidden = torch.zeros(_SENTENCES, length, network.model.config.hidden_size, requires_grad=flows)
-    batch, kept = MaskedBatch(tokens, None, tokens[:, 0], tokens[:, 0], tokens[:, 0]), {}
+    batch, kept = MaskedBatch(tokens, None, *[tokens[:, 0]] * 4, max_slots=1), {}
     stages = {
         "embedding": lambda: network.embed(batch),
         "block": lambda: network.run_blocks(hidden, batch, 0, 1),
-        "head": lambda: torch.nn.functional.cross_entropy(network.score_slots(hidden, batch), batch.labels),
+        "last block": lambda: network.read_slots(hidden, batch, start=-1),
+        "head": lambda: torch.nn.functional.cross_entropy(network.score_slots(hidden[:, 0]), batch.labels),
     }
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,15 +97,17 @@ def _count_stage(network: MaskedLM, stage: str, length: int, trained: bool, flow
 def _count_step(
     network: MaskedLM,
     length: int,  # tokens of a sentence
-    blocks: int | tuple[int, ...] | str | None,  # that are trained; (): none; None: every weight is
+    blocks: int | tuple[int, ...] | str | None,  # that are the model's own; (): none; None: every weight is
+    trains: bool = True,  # or only answers
 ) -> tuple[float, float, int]:
-    "FLOPs of a sentence in a step, the bytes kept for its way back, and those of the weights."
+    "FLOPs of a sentence in a step, the bytes kept for its way back, and those of the weights; what lies below the blocks is there."
     everything = list(network.model.parameters())
     weights = everything if blocks is None else select_parameters(network, blocks).values() if blocks != () else ()
     own = {id(weight) for weight in weights}
-    trained = [blocks is None, *(any(id(weight) in own for weight in block.parameters()) for block in network.blocks), blocks is None]
-    stages = ["embedding", *["block"] * len(network.blocks), "head"]
-    counts = [_count_stage(network, stage, length, trained[place], any(trained[:place])) for place, stage in enumerate(stages)]
+    owned = [blocks is None, *(any(id(weight) in own for weight in block.parameters()) for block in network.blocks), blocks is None]
+    stages = ["embedding", *["block"] * (len(network.blocks) - 1), "last block", "head"]
+    first = owned.index(True) if any(owned[2:]) and not any(owned[:2]) else 0
+    counts = [_count_stage(network, stages[place], length, trains and owned[place], trains and any(owned[:place])) for place in range(first, len(stages))]
     numbers = sum(weight.numel() for weight in everything) + 4 * sum(weight.numel() for weight in weights)
     return sum(flops for flops, _ in counts), sum(kept for _, kept in counts), 4 * numbers
 
@@ -135,11 +138,11 @@ def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | No
     network = None if isinstance(run.start, FaeStart) else _find_network(model, str(places.models.get(model, model)))
     if network is None:
         return math.nan, math.nan
-    answer, _, memory = _count_step(network, length, ())
     if training is None:
+        answer, _, memory = _count_step(network, length, ())
         return questions * answer, memory
     try:
-        each, kept, memory = _count_step(network, length, blocks)
+        (each, kept, memory), (answer, _, _) = (_count_step(network, length, blocks, trains) for trains in (True, False))
     except ValueError:  # the model has no such blocks: this row will fail
         return math.nan, math.nan
     steps = training.count_steps(round(evidences if blocks is None else evidences * run.sample.num_modified / facts))

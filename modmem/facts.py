@@ -49,7 +49,7 @@ class Evidence:
             raise ValueError(f"an evidence needs exactly one {MASK}, found {slots} in {self.text!r}")
 
 # %% ../nbs/1_method/10_facts.ipynb #benchmark
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Benchmark:
     "The facts F with their training evidence and their test evidence (Appendix A)."
     facts: Sequence[Fact]

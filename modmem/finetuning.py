@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .batches import MaskedBatch, bucket_by_length
+from .batches import EncodedEvidence, MaskedBatch, bucket_by_length
 from .facts import Evidence
 from .files import check_whole
 from .masked_lm import MaskedLM, copy_with_own, in_mode
@@ -43,11 +43,11 @@ def _epoch_batches(lengths: Sequence[int], batch_size: int, pool: int, seed: int
     "The batches of one epoch: every position once."
     generator = keyed_generator(seed, 0, epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches = []
-    for start in range(0, len(order), batch_size * pool):
-        part = order[start : start + batch_size * pool]
-        batches += [[part[i] for i in bucket] for bucket in bucket_by_length([lengths[i] for i in part], batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] if pool > 1 else batches
+    parts = [order[start : start + batch_size * pool] for start in range(0, len(order), batch_size * pool)]
+    if pool == 1:
+        return parts
+    batches = [[part[i] for i in bucket] for part in parts for bucket in bucket_by_length([lengths[i] for i in part], batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 # %% ../nbs/1_method/17_training.ipynb #batch-order
 class BatchOrder:
@@ -191,9 +191,13 @@ class FinetuningConfig:
 # %% ../nbs/1_method/17_training.ipynb #sampler
 def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int, pool: int, seed: int) -> Callable[[int], list]:
     "A function from a step to its encoded evidence."
-    encoded = masked_lm.encode(evidence)
-    order = BatchOrder([len(sentence.input_ids) for sentence in encoded], batch_size, pool, seed)
-    return lambda step: [encoded[position] for position in order(step)]
+
+    def tokenize(positions: Iterable[int]) -> list[EncodedEvidence]:
+        return sorted(masked_lm.encode([evidence[position] for position in positions]), key=lambda sentence: len(sentence.input_ids))
+
+    lengths = [len(sentence.input_ids) for sentence in masked_lm.encode(evidence)] if pool > 1 else [1] * len(evidence)
+    order = BatchOrder(lengths, batch_size, pool, seed)
+    return lambda step: tokenize(order(step))
 
 # %% ../nbs/1_method/17_training.ipynb #finetune-steps
 def finetune_steps(

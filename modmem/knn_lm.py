@@ -37,11 +37,11 @@ def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
     return seen[0]
 
 
-_KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last block reads and writes, and the batch: (K, H)
-    "last_hidden": lambda masked_lm, read, written, batch: written[batch.rows, batch.columns],
+_KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last block reads, what it writes at the slots, and the batch: (K, H)
+    "last_hidden": lambda masked_lm, read, written, batch: written,
     "penultimate": lambda masked_lm, read, written, batch: read[batch.rows, batch.columns],
     "last_ffn_input": lambda masked_lm, read, written, batch: masked_lm.blocks[-1].attention(read, batch.attention_mask)[0][batch.rows, batch.columns],
-    "mlm_transform": lambda masked_lm, read, written, batch: _decoder_input(masked_lm, written[batch.rows, batch.columns]),
+    "mlm_transform": lambda masked_lm, read, written, batch: _decoder_input(masked_lm, written),
 }
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #compute-keys
@@ -54,11 +54,11 @@ def _compute_keys(
     masked_lm: MaskedLM,
     batch: MaskedBatch,
     layer: str = "last_hidden",  # a key of `_KEY_LAYERS`
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, H), a key for each sentence; (B, N, H), the states that the head reads
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, H), a key for each sentence; (K, H), the states that the head reads
     "Compute c(x; theta_0), the mean state at a sentence's slots, and what is needed to go on to f(x; theta_0)."
     _check_layer(layer)
     read = masked_lm.run_blocks(masked_lm.embed(batch), batch, stop=-1)
-    written = masked_lm.run_blocks(read, batch, start=-1)
+    written = masked_lm.read_slots(read, batch, start=-1)
     states = _KEY_LAYERS[layer](masked_lm, read, written, batch)
     totals = states.new_zeros(len(batch.input_ids), states.shape[-1]).index_add_(0, batch.rows, states)
     return totals / batch.rows.bincount(minlength=len(totals))[:, None], written
@@ -326,13 +326,12 @@ class NeighborLM(MaskedLM):
 
     def __call__(self, batch: MaskedBatch) -> torch.Tensor:
         "Score the vocabulary at each slot, neighbours included: (K, V)."
-        queries, states = _compute_keys(self, batch, self.memory.layer)
+        queries, slots = _compute_keys(self, batch, self.memory.layer)
         num_slots = batch.rows.bincount(minlength=len(queries))
         distances, positions = self.memory.find(queries.detach(), num_slots, self.rule.k, self.index)
-        number = torch.arange(len(batch.rows), device=batch.rows.device) - (num_slots.cumsum(0) - num_slots)[batch.rows]
         objects = self.memory.values[positions.cpu()].to(batch.rows.device, torch.int64).clamp(min=0)
-        pieces = objects[batch.rows, :, number.clamp(max=objects.shape[-1] - 1)]
-        return self.rule(self.score_slots(states, batch), distances[batch.rows], pieces)
+        pieces = objects[batch.rows, :, batch.numbers.clamp(max=objects.shape[-1] - 1)]
+        return self.rule(self.score_slots(slots), distances[batch.rows], pieces)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #count-lost
 def count_lost(

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,10 @@ from torch import nn
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence, make_batch
 from .facts import Evidence
 from .files import DataError, write_folder_atomically
+from .packed import PackedRows
 
 # %% auto #0
-__all__ = ['SYNTHETIC', 'ARCHITECTURES', 'Architecture', 'MaskedLM', 'in_mode', 'predict_pieces', 'load_masked_lm',
+__all__ = ['SYNTHETIC', 'ARCHITECTURES', 'Architecture', 'StatesBelow', 'MaskedLM', 'in_mode', 'predict_pieces', 'load_masked_lm',
            'save_masked_lm', 'hash_weights', 'copy_with_own']
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #synthetic
@@ -34,6 +35,18 @@ class Architecture:
     embed: Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (model, input_ids) -> (B, N, H), what block 0 reads
     blocks: Callable[[nn.Module], list[nn.Module]]  # in the order they are applied
     head: Callable[[nn.Module], nn.Module]  # (K, H) -> (K, V)
+    finish: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # (block, what it attended to, what it read) -> what it writes
+    attention: Callable[[nn.Module], tuple[nn.Module, nn.Dropout]]  # of a block: query, key and value; and its dropout
+
+
+def _finish_bert(block: nn.Module, attended: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    return block.feed_forward_chunk(block.attention.output(attended, read))
+
+
+def _finish_albert(block: nn.Module, attended: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    attention = block.attention
+    inner = attention.LayerNorm(read + attention.output_dropout(attention.dense(attended)))
+    return block.full_layer_layer_norm(block.ff_chunk(inner) + inner)
 
 
 def _albert_blocks(model: nn.Module) -> list[nn.Module]:
@@ -43,25 +56,94 @@ def _albert_blocks(model: nn.Module) -> list[nn.Module]:
     return [layer for group in groups for layer in group.albert_layers]
 
 
+# %% ../nbs/1_method/14_masked_lm.ipynb #architectures
 ARCHITECTURES = {  # transformers' model_type -> its parts
     "bert": Architecture(
         embed=lambda model, ids: model.bert.embeddings(input_ids=ids),
         blocks=lambda model: list(model.bert.encoder.layer),
         head=lambda model: model.cls,
+        finish=_finish_bert,
+        attention=lambda block: (block.attention.self, block.attention.self.dropout),
     ),
     "albert": Architecture(
         embed=lambda model, ids: model.albert.encoder.embedding_hidden_mapping_in(model.albert.embeddings(input_ids=ids)),
         blocks=_albert_blocks,
         head=lambda model: model.predictions,
+        finish=_finish_albert,
+        attention=lambda block: (block.attention, block.attention.attention_dropout),
     ),
 }
 
-# %% ../nbs/1_method/14_masked_lm.ipynb #masked-lm
+# %% ../nbs/1_method/14_masked_lm.ipynb #attend
 _FEWEST_ROWS = 16  # products of a matrix with one to three rows round differently from larger ones
+
+
+def _pad_rows(states: torch.Tensor) -> torch.Tensor:
+    "Repeat the first row until there are enough."
+    return torch.cat([states, states[:1].expand(max(0, _FEWEST_ROWS - len(states)), -1)])
+
+
+def _attend(attention: nn.Module, dropout: nn.Dropout, slots: torch.Tensor, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
+    "What the slots attend to: (K, H)."
+
+    def by_head(states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+
+    asked, places = attention.query(slots)[: len(batch.rows)], (batch.rows, batch.numbers)
+    queries = asked.new_zeros(len(hidden), max(4, batch.max_slots), asked.shape[-1]).index_put(places, asked)
+    parts = [by_head(states) for states in (queries, attention.key(hidden), attention.value(hidden))]
+    rate = dropout.p if dropout.training else 0.0
+    attended = nn.functional.scaled_dot_product_attention(*parts, batch.attention_mask, rate, scale=attention.scaling)
+    return attended.transpose(1, 2).flatten(2)[places]
+
+# %% ../nbs/1_method/14_masked_lm.ipynb #states-below
+class StatesBelow:
+    "What a block of a model reads, computed once for each sentence."
+
+    def __init__(
+        self,
+        masked_lm: MaskedLM,
+        block: int,
+    ):
+        self.masked_lm, self.block = masked_lm, block
+        above = {id(weight) for module in masked_lm.blocks[block:] for weight in module.parameters()}
+        self._weights = [weight for weight in masked_lm.model.parameters() if id(weight) not in above]
+        self._changes, self._kept = None, None
+
+    def _compute(self, encoded: Sequence[EncodedEvidence]) -> torch.Tensor:
+        batch = self.masked_lm.batch(encoded)
+        hidden = self.masked_lm.embed(batch) if batch.states is None else batch.states
+        return self.masked_lm.run_blocks(hidden, batch, batch.start, self.block)
+
+    def _keep(self, encoded: Sequence[EncodedEvidence], batch_size: int = 128) -> None:
+        for positions in bucket_by_length([len(sentence.input_ids) for sentence in encoded], batch_size):
+            chunk = [encoded[position] for position in positions]
+            for sentence, states in zip(chunk, self._compute(chunk)):
+                self._kept.add(tuple(sentence.input_ids), states[: len(sentence.input_ids)])
+
+    @torch.no_grad()
+    def __call__(self, encoded: Sequence[EncodedEvidence]) -> torch.Tensor:  # (B, N, H), with dropout off
+        changes = [weight._version for weight in self._weights]
+        if changes != self._changes:
+            lm = self.masked_lm
+            self._changes, self._kept = changes, PackedRows(lm.model.config.hidden_size, lm.states_budget, lm.states_folder)
+        keys = [tuple(sentence.input_ids) for sentence in encoded]
+        new = list({key: sentence for key, sentence in zip(keys, encoded) if key not in self._kept}.values())
+        with in_mode(self.masked_lm.model, training=False):
+            if new and sum(len(sentence.input_ids) for sentence in new) > self._kept.room:
+                return self._compute(encoded)
+            self._keep(new)
+        return self._kept.gather(keys).to(self.masked_lm.device)
+
+# %% ../nbs/1_method/14_masked_lm.ipynb #masked-lm
+_MOST_ENCODED = 1 << 18  # sentences
 
 
 class MaskedLM:
     "A masked language model with its tokenizer, and the one forward pass."
+
+    states_budget = 2**29  # bytes for the states that enter one block (`StatesBelow`)
+    states_folder = None  # where they are kept in a file; None: in memory
 
     def __init__(
         self,
@@ -73,6 +155,8 @@ class MaskedLM:
         model.set_attn_implementation("sdpa")  # which takes a mask of truth values
         self.model, self.tokenizer = model.eval(), tokenizer
         self.architecture = ARCHITECTURES[model.config.model_type]
+        self.below: StatesBelow | None = None  # of a copy: the states at the lowest block that is its own
+        self._encoded, self._states = {}, {}
 
     @property
     def device(self) -> torch.device:
@@ -89,12 +173,20 @@ class MaskedLM:
         return min(512, self.model.config.max_position_embeddings)
 
     def encode(self, evidence: Sequence[Evidence]) -> list[EncodedEvidence]:
-        "Tokenize evidence for this model."
-        return encode_evidence(self.tokenizer, evidence, self.max_length)
+        "Tokenize evidence for this model; what was tokenized before is found again."
+        keys = [(sentence.text, sentence.fact.object) for sentence in evidence]
+        if len(self._encoded) > _MOST_ENCODED:
+            self._encoded.clear()
+        new = {key: sentence for key, sentence in zip(keys, evidence) if key not in self._encoded}
+        self._encoded.update(zip(new, encode_evidence(self.tokenizer, list(new.values()), self.max_length)))
+        return [self._encoded[key] for key in keys]
 
     def batch(self, encoded: Sequence[EncodedEvidence]) -> MaskedBatch:
-        "Pad encoded evidence and move it to the model's device."
-        return make_batch(encoded, self.tokenizer.pad_token_id, self.device)
+        "Pad encoded evidence and move it to the model's device, with the states below an edit."
+        batch = make_batch(encoded, self.tokenizer.pad_token_id, self.device)
+        if self.below is None or self.model.training:  # dropout would change the states
+            return batch
+        return replace(batch, states=self.below(encoded), start=self.below.block)
 
     def embed(self, batch: MaskedBatch) -> torch.Tensor:
         "Compute what block 0 reads: (B, N, H)."
@@ -106,15 +198,27 @@ class MaskedLM:
             hidden = block(hidden, batch.attention_mask)
         return hidden
 
-    def score_slots(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
-        "Apply the head at the slots, and only there: (K, V)."
-        slots = hidden[batch.rows, batch.columns]
-        rows = torch.cat([slots, slots[:1].expand(max(0, _FEWEST_ROWS - len(slots)), -1)])
-        return self.architecture.head(self.model)(rows)[: len(slots)]
+    def read_slots(self, hidden: torch.Tensor, batch: MaskedBatch, start: int = 0) -> torch.Tensor:
+        "Take the states at block `start` to what the head reads, at the slots and only there: (K, H)."
+        hidden, block = self.run_blocks(hidden, batch, start, -1), self.blocks[-1]
+        slots = _pad_rows(hidden[batch.rows, batch.columns])
+        attended = _attend(*self.architecture.attention(block), slots, hidden, batch)
+        return self.architecture.finish(block, _pad_rows(attended), slots)[: len(batch.rows)]
+
+    def score_slots(self, slots: torch.Tensor) -> torch.Tensor:
+        "Apply the head to states at slots, (K, H): (K, V)."
+        return self.architecture.head(self.model)(_pad_rows(slots))[: len(slots)]
 
     def __call__(self, batch: MaskedBatch) -> torch.Tensor:
         "Score the vocabulary at each slot: (K, V)."
-        return self.score_slots(self.run_blocks(self.embed(batch), batch), batch)
+        hidden = self.embed(batch) if batch.states is None else batch.states
+        return self.score_slots(self.read_slots(hidden, batch, batch.start))
+
+    def states_below(self, block: int) -> StatesBelow | None:
+        "The store of what a block reads; nothing lies below block 0."
+        if self.below is not None and block <= self.below.block:  # there the original has the same weights
+            return self.below.masked_lm.states_below(block)
+        return self._states.setdefault(block, StatesBelow(self, block)) if block else None
 
     def predict(self, evidence: Evidence | Sequence[Evidence], top_k: int = 1) -> list:
         "Fill the slot: the `top_k` best answers as text, best first; a list of such lists for several evidences."
@@ -148,6 +252,14 @@ def _best_combinations(scores: torch.Tensor, pieces: torch.Tensor) -> list[tuple
         beam = sorted(grown, key=lambda filling: -filling[1])[: scores.shape[1]]
     return [filled for filled, _ in beam]
 
+
+def _rank(scores: torch.Tensor, sizes: list[int], top_k: int) -> list[list[tuple[int, ...]]]:
+    "The likeliest fillings of questions with so many slots each; the best one is the best piece of each slot."
+    if top_k == 1:
+        return [[tuple(pieces.tolist())] for pieces in scores.argmax(-1).cpu().split(sizes)]
+    best = scores.log_softmax(-1).topk(top_k, dim=-1)
+    return [_best_combinations(*parts) for parts in zip(best.values.cpu().split(sizes), best.indices.cpu().split(sizes))]
+
 # %% ../nbs/1_method/14_masked_lm.ipynb #predict-pieces
 @torch.no_grad()
 def predict_pieces(
@@ -161,10 +273,9 @@ def predict_pieces(
     with in_mode(masked_lm.model, training=False):
         for positions in bucket_by_length([len(question.input_ids) for question in encoded], batch_size):
             chunk = [encoded[position] for position in positions]
-            best = masked_lm(masked_lm.batch(chunk)).log_softmax(-1).topk(top_k, dim=-1)
-            sizes = [len(question.slots) for question in chunk]
-            for position, scores, pieces in zip(positions, best.values.cpu().split(sizes), best.indices.cpu().split(sizes)):
-                answers[position] = _best_combinations(scores, pieces)
+            scores, sizes = masked_lm(masked_lm.batch(chunk)), [len(question.slots) for question in chunk]
+            for position, ranked in zip(positions, _rank(scores, sizes, top_k)):
+                answers[position] = ranked
     return answers
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #read-model
@@ -246,6 +357,13 @@ def hash_weights(masked_lm: MaskedLM) -> str:  # SHA-256 over the names, shapes 
         digest.update(parameter.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
+# %% ../nbs/1_method/14_masked_lm.ipynb #find-lowest
+def _find_lowest(masked_lm: MaskedLM, names: set[str]) -> int:
+    "The lowest block that has any of these weights; 0 if there are others among them."
+    blocks = [{id(weight) for weight in block.parameters()} for block in masked_lm.blocks]
+    own = {id(weight) for name, weight in masked_lm.model.named_parameters() if name in names}
+    return next((place for place, inside in enumerate(blocks) if own & inside), 0) if own <= set().union(*blocks) else 0
+
 # %% ../nbs/1_method/14_masked_lm.ipynb #copy-with-own
 def copy_with_own(
     masked_lm: MaskedLM,  # or another model that has its network as `model`
@@ -256,9 +374,11 @@ def copy_with_own(
     own = set(known if names is None else names)
     if not own <= set(known):
         raise ValueError(f"no parameter named {sorted(own - set(known))[0]!r}")
-    shared = {id(weight): nn.Parameter(weight.data, requires_grad=False) for name, weight in known.items() if name not in own}
+    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for name, weight in known.items() if name not in own}
     twin = copy.copy(masked_lm)
     twin.model = copy.deepcopy(masked_lm.model, memo=shared).eval()
     for name, parameter in twin.model.named_parameters():
         parameter.requires_grad_(name in own)
+    if isinstance(masked_lm, MaskedLM):
+        twin.below, twin._states = masked_lm.states_below(_find_lowest(masked_lm, own)), {}
     return twin

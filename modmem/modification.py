@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain, pairwise
 from random import Random
 from typing import Any
 
@@ -67,12 +69,37 @@ class ModifiedBenchmark:
     skipped: dict[str, int]  # facts never drawn into S, by reason
     majority_share: float  # share of S whose old object is its relation's commonest
 
+# %% ../nbs/1_method/12_modification.ipynb #index
+class _Side:
+    "The training or the test evidence, and where that of each fact is."
+
+    def __init__(self, evidence: Sequence[Evidence]):
+        self.evidence, self.positions = tuple(evidence), defaultdict(list)  # a lazy sequence would compute its items anew
+        for position, sentence in enumerate(self.evidence):
+            self.positions[sentence.fact].append(position)
+
+
+class _Index:
+    "What drawing needs to know of a benchmark."
+
+    def __init__(self, benchmark: Benchmark):
+        self.train, self.test = _Side(benchmark.train), _Side(benchmark.test)
+        self.eligible, self.skipped = _sort_facts(benchmark)
+        self.counts = _count_objects(sentence.fact for sentence in self.train.evidence)
+        self.everywhere = sum(self.counts.values(), Counter())
+        self.commonest = {relation: names.most_common(1)[0][0] for relation, names in _count_objects(benchmark.facts).items()}
+        self.object_ids = {(fact.relation, fact.object): fact.object_id for fact in benchmark.facts}
+
+
+_index = lru_cache(maxsize=2)(_Index)
+
 # %% ../nbs/1_method/12_modification.ipynb #modify-evidence
-def _split_evidence(evidence: Iterable[Evidence], new: dict[Fact, Fact]) -> tuple[tuple[Evidence, ...], tuple[Evidence, ...]]:
+def _split_evidence(side: _Side, new: dict[Fact, Fact]) -> tuple[tuple[Evidence, ...], tuple[Evidence, ...]]:
     "Modified evidence with its new object, and unmodified evidence."
-    evidence = tuple(evidence)  # a lazy sequence computes its items anew
-    modified = tuple(replace(sentence, fact=new[sentence.fact]) for sentence in evidence if sentence.fact in new)
-    return modified, tuple(sentence for sentence in evidence if sentence.fact not in new)
+    chosen = sorted(position for fact in new for position in side.positions.get(fact, ()))
+    modified = (side.evidence[position] for position in chosen)
+    between = (side.evidence[left + 1 : right] for left, right in pairwise([-1, *chosen, len(side.evidence)]))
+    return tuple(replace(sentence, fact=new[sentence.fact]) for sentence in modified), tuple(chain.from_iterable(between))
 
 
 def apply_modifications(
@@ -81,11 +108,10 @@ def apply_modifications(
     skipped: dict[str, int] | None = None,  # facts that could not be drawn, by reason
 ) -> ModifiedBenchmark:
     "Rewrite all evidence of the given facts, in training and in test."
-    counts = _count_objects(benchmark.facts)
-    from_majority = sum(old.object == counts[old.relation].most_common(1)[0][0] for old in modified_facts)
-    modified_train, unmodified_train = _split_evidence(benchmark.train, modified_facts)
-    modified_test, unmodified_test = _split_evidence(benchmark.test, modified_facts)
-    share = from_majority / max(1, len(modified_facts))
+    index = _index(benchmark)
+    modified_train, unmodified_train = _split_evidence(index.train, modified_facts)
+    modified_test, unmodified_test = _split_evidence(index.test, modified_facts)
+    share = sum(old.object == index.commonest[old.relation] for old in modified_facts) / max(1, len(modified_facts))
     return ModifiedBenchmark(modified_facts, modified_train, unmodified_train, modified_test, unmodified_test, skipped or {}, share)
 
 # %% ../nbs/1_method/12_modification.ipynb #answered-facts
@@ -99,18 +125,15 @@ def answered_facts(
     return frozenset(question.fact.id for question in benchmark.test) - wrong
 
 # %% ../nbs/1_method/12_modification.ipynb #draw-facts
-def _draw_facts(benchmark: Benchmark, chosen: list[Fact], seed: int, object_frequency: str) -> dict[Fact, Fact]:
+def _draw_facts(index: _Index, chosen: list[Fact], seed: int, object_frequency: str) -> dict[Fact, Fact]:
     "Give each chosen fact a new object of its relation, with the entity id that goes with it."
-    counts = _count_objects(sentence.fact for sentence in benchmark.train)
-    everywhere = sum(counts.values(), Counter())
-    ids = {(fact.relation, fact.object): fact.object_id for fact in benchmark.facts}
     new = {}
     for fact in chosen:
-        frequency = counts[fact.relation]
+        frequency = index.counts[fact.relation]
         if object_frequency == "global":
-            frequency = Counter({name: everywhere[name] for name in frequency})
+            frequency = Counter({name: index.everywhere[name] for name in frequency})
         name = draw_new_object(fact, frequency, seed)
-        new[fact] = replace(fact, object=name, object_id=ids[fact.relation, name])
+        new[fact] = replace(fact, object=name, object_id=index.object_ids[fact.relation, name])
     return new
 
 # %% ../nbs/1_method/12_modification.ipynb #sample-modifications
@@ -128,7 +151,8 @@ def sample_modifications(
         raise ValueError(f"drawn_from must be 'all' or 'answered', not {drawn_from!r}")
     if object_frequency not in ("relation", "global"):
         raise ValueError(f"object_frequency must be 'relation' or 'global', not {object_frequency!r}")
-    eligible, skipped = _sort_facts(benchmark)
+    index = _index(benchmark)
+    eligible, skipped = list(index.eligible), dict(index.skipped)
     if drawn_from == "answered":
         if answered_by is None:
             raise ValueError("drawn_from='answered' needs answered_by: the pretrained model, or the ids of the facts it answers")
@@ -138,5 +162,5 @@ def sample_modifications(
     if isinstance(num_modified, bool) or not isinstance(num_modified, int) or not 0 < num_modified <= len(eligible):
         raise ValueError(f"num_modified must be between 1 and {len(eligible)}, the facts that may be modified, not {num_modified!r}")
     Random(f"facts {seed}").shuffle(eligible)
-    new = _draw_facts(benchmark, eligible[:num_modified], seed, object_frequency)
+    new = _draw_facts(index, eligible[:num_modified], seed, object_frequency)
     return apply_modifications(benchmark, new, skipped)

@@ -13,7 +13,7 @@ from modmem import cost
 from modmem.artefacts import Artefact
 from modmem.blocks import select_parameters
 from modmem.cost import describe_plan, estimate_run
-from modmem.masked_lm import MaskedLM
+from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.pretraining import slot_loss
 from modmem.starts import RECIPES, Places
 from modmem.synthetic import make_blank_model
@@ -24,7 +24,11 @@ PROJECTIONS = 2 * TOKENS * 3 * HIDDEN**2  # of queries, keys and values
 LAYERS = 2 * TOKENS * (4 * HIDDEN**2 + 2 * HIDDEN * 384)  # all of a block's
 SCORES = 2 * 2 * TOKENS**2 * HIDDEN  # attention, which has no weights
 HEAD = 2 * (HIDDEN**2 + HIDDEN * VOCABULARY)  # at one slot
-FORWARD = 4 * (LAYERS + SCORES) + HEAD
+KEYS = 2 * TOKENS * 2 * HIDDEN**2  # keys and values of all tokens
+AT_SLOT = 2 * (2 * HIDDEN**2 + 2 * HIDDEN * 384)  # the last block's other layers, at one slot
+AT_SLOT_SCORES = 2 * 2 * 4 * TOKENS * HIDDEN  # attention from four tokens, the fewest
+LAST = KEYS + AT_SLOT + AT_SLOT_SCORES
+FORWARD = 3 * (LAYERS + SCORES) + LAST + HEAD
 BLOCK = 4 * HIDDEN**2 + 2 * HIDDEN * 384 + 9 * HIDDEN + 384 - HIDDEN  # weights, without the biases of the keys
 
 
@@ -41,12 +45,11 @@ def test_a_model_without_numbers_has_the_weights_of_the_real_one():
 def test_what_is_counted_is_what_a_real_step_computes(family, blocks):
     model = TINY[family]()
     sentence = next(sentence for sentence in model.encode(WORLD.train) if len(sentence.labels) == 1)
-    batch, length = model.batch([sentence] * 16), len(sentence.input_ids)
+    length = len(sentence.input_ids)
     with torch.device("meta"):
         blank = MaskedLM(type(model.model)(model.model.config), None)
-    model.model.requires_grad_(blocks is None)
-    for weight in select_parameters(model, "all" if blocks is None else blocks).values():
-        weight.requires_grad_(True)
+    model = copy_with_own(model, None if blocks is None else list(select_parameters(model, blocks)))
+    batch = model.batch([sentence] * 16)  # with the states that enter the lowest block
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         slot_loss(model, batch).backward()
     assert 16 * cost._count_step(blank, length, blocks)[0] == counter.get_total_flops()
@@ -56,13 +59,16 @@ def test_flops_of_a_sentence_by_hand():
     base = cost._find_network("base", "base")
     flops = {str(blocks): cost._count_step(base, TOKENS, blocks)[0] for blocks in ("all", 0, 3, (1, 2))}
     lowest, trained, frozen = 2 * LAYERS + 2 * SCORES - PROJECTIONS, 2 * LAYERS + 2 * SCORES, LAYERS + 2 * SCORES  # way back
+    last_frozen = KEYS + AT_SLOT + 2 * AT_SLOT_SCORES
+    last_trained, last_lowest = last_frozen + KEYS + AT_SLOT, last_frozen + AT_SLOT - 2 * HIDDEN**2
     assert cost._count_step(base, TOKENS, ())[0] == FORWARD
     assert flops == {
-        "all": FORWARD + HEAD + lowest + 3 * trained,
-        "0": FORWARD + HEAD + lowest + 3 * frozen,
-        "3": FORWARD + HEAD + lowest,
-        "(1, 2)": FORWARD + HEAD + lowest + trained + frozen,
+        "all": FORWARD + HEAD + lowest + 2 * trained + last_trained,
+        "0": FORWARD + HEAD + lowest + 2 * frozen + last_frozen,
+        "3": LAST + HEAD + HEAD + last_lowest,
+        "(1, 2)": FORWARD - LAYERS - SCORES + HEAD + lowest + trained + last_frozen,
     }
+    assert cost._count_step(base, TOKENS, 3, trains=False)[0] == LAST + HEAD
     assert cost._count_step(base, TOKENS, None)[0] == 3 * FORWARD
 
 
@@ -70,7 +76,7 @@ def test_only_what_has_a_way_back_is_kept():
     base = cost._find_network("base", "base")
     kept = {blocks: cost._count_step(base, TOKENS, blocks)[1] for blocks in (3, 0, "all")}
     every = cost._count_step(base, TOKENS, None)[1]
-    assert cost._count_step(base, TOKENS, ())[1] == 0 < 4 * TOKENS * 8 * HIDDEN < kept[3] < kept[0] < kept["all"] <= every < 4 * kept["all"]
+    assert cost._count_step(base, TOKENS, ())[1] == 0 < 4 * TOKENS * 3 * HIDDEN < kept[3] < kept[0] < kept["all"] <= every < 4 * kept["all"]
 
 
 # A row
@@ -80,7 +86,7 @@ def test_flops_and_memory_of_a_row():
     fta = make_run(num_subjects=64, blocks=(1, 2), num_modified=8, batch_size=16, unmodified_per_modified=0.5)
     each, kept, _ = cost._count_step(base, TOKENS, (1, 2))
     flops, memory = estimate_run(fta, PLACES)
-    assert flops == 70 * 24 * each + 8 * 64 * FORWARD and memory == 4 * (WEIGHTS + 4 * 2 * BLOCK) + 24 * kept
+    assert flops == 70 * 24 * each + 8 * 64 * (FORWARD - LAYERS - SCORES) and memory == 4 * (WEIGHTS + 4 * 2 * BLOCK) + 24 * kept
     every, first, last = (estimate_run(make_run(blocks=blocks), PLACES) for blocks in ("all", 0, 3))
     assert every[0] > first[0] > last[0] and every[1] > first[1] > last[1]
 

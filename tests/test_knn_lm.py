@@ -183,7 +183,7 @@ def test_epsilon_zero_never_overrides_and_infinity_always(bert, memory):
 def test_with_infinite_epsilon_the_model_s_own_scores_do_not_matter(bert, memory, monkeypatch):
     always = NeighborLM(bert, memory, NearestWithin(math.inf))
     before = always.predict(MODIFIED.modified_test)
-    monkeypatch.setattr(NeighborLM, "score_slots", lambda self, hidden, batch: torch.zeros(len(batch.rows), len(self.tokenizer)))
+    monkeypatch.setattr(NeighborLM, "score_slots", lambda self, slots: torch.zeros(len(slots), len(self.tokenizer)))
     assert always.predict(MODIFIED.modified_test) == before
 
 
