@@ -237,6 +237,9 @@ class MaskedLM:
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     "Switch dropout on or off for a while; the mode found is the mode left."
     before = model.training
+    if before == training:  # walking through all modules takes longer than a small step
+        yield
+        return
     model.train(training)
     try:
         yield

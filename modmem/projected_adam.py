@@ -33,7 +33,7 @@ class ProjectedAdam(torch.optim.Adam):
         centers: Sequence[torch.Tensor] | None = None,  # theta_0 in the order of `params`; default: `params` as they are
     ):
         self.ball, self.centers = ball, []
-        super().__init__(params, lr=lr, betas=betas, eps=eps)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, foreach=True)  # same bits, fewer calls
         if centers is not None:
             self.centers = self._copy_centers(centers)
 
