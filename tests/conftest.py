@@ -37,3 +37,12 @@ def same_draws():
     numpy.random.seed(0)
     if "torch" in sys.modules:  # slow to import: tests without a model do without
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    "A folder of the whole session, whichever of its processes a test is in: for what the package itself makes once, under a lock."
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
