@@ -26,21 +26,21 @@ CHOSEN = [*MEANS, "unmodified_accuracy_reported"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, shared):
-    "Where the notebooks work; rows, and the models they start from, are shared by all."
+def folder(tmp_path_factory, store):
+    "Where the notebooks work; they share a store."
     folder = tmp_path_factory.mktemp("paper")
-    (shared / "rows").mkdir(exist_ok=True)
-    (folder / "rows").symlink_to(shared / "rows")
+    (folder / "rows").symlink_to(store)
     return folder
 
 
 def execute_here(path, parameters):
-    "Run a notebook as papermill does, but in this process, which has torch already."
+    "Run a notebook as papermill does, but in this process, which has torch already; the notebook as it was run."
     notebook = parameterize_notebook(load_notebook_node(str(path)), parameters, kernel_name="python3", language="python")
-    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}), user_module=ModuleType(f"notebook_{path.stem}"))
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}), user_module=ModuleType(f"notebook_{Path(path).stem}"))
     for cell in notebook.cells:
         if cell.cell_type == "code":
             shell.run_cell(cell.source).raise_error()
+    return notebook
 
 
 def execute_in_kernel(path, parameters):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from mini_notebooks import cache, here, notebooks, run, start_command, whole  # noqa: F401
+from mini_notebooks import here, notebooks, run, start_command, whole  # noqa: F401
+from paper_notebooks import execute_here
 
 from modmem import reproduce
 from modmem.artefacts import choose_artefacts, list_artefacts, list_runs
@@ -37,6 +38,14 @@ def contents(folder="figures/synthetic"):
 
 def stamps(folder="."):
     return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.json")}
+
+
+@pytest.fixture
+def without_kernel(monkeypatch):
+    "Run notebooks in this process: where a kernel, which imports torch anew, is not what is tested."
+    import papermill
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda path, copy, parameters, **options: execute_here(path, parameters))
 
 
 # From one end to the other
@@ -74,7 +83,7 @@ def test_an_artefact_that_is_made_anew_has_the_same_bytes(whole, run, monkeypatc
     assert stamps("_runs") == rows and contents() == before
 
 
-def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, notebooks, run, tmp_path):
+def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, notebooks, run, tmp_path, without_kernel):
     for sign in ("_runs/paper/*.json", "figures/synthetic/rows.csv"):  # during the rows, and during the notebook
         command = start_command(notebooks, tmp_path, "tradeoff")
         while not list(tmp_path.glob(sign)):
