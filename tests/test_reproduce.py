@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,10 +43,16 @@ def stamps(folder="."):
 
 @pytest.fixture
 def without_kernel(monkeypatch):
-    "Run notebooks in this process: where a kernel, which imports torch anew, is not what is tested."
+    "Run notebooks in this process, one at a time: where a kernel, which imports torch anew, is not what is tested."
     import papermill
 
-    monkeypatch.setattr(papermill, "execute_notebook", lambda path, copy, parameters, **options: execute_here(path, parameters))
+    one_at_a_time = threading.Lock()
+
+    def execute(path, copy, parameters, **options):
+        with one_at_a_time:
+            return execute_here(path, parameters)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
 
 
 # From one end to the other
@@ -73,7 +80,7 @@ def test_the_second_time_nothing_is_computed_and_every_byte_stays(whole, run, mo
     assert output.count("(as it was)") == 3 and stamps("_runs") == rows and contents() == before
 
 
-def test_an_artefact_that_is_made_anew_has_the_same_bytes(whole, run, monkeypatch):
+def test_an_artefact_that_is_made_anew_has_the_same_bytes(whole, run, monkeypatch, without_kernel):
     monkeypatch.chdir(whole)
     before, rows = contents(), stamps("_runs")
     Path("figures/synthetic/table_3.csv").write_text("by hand\n")
