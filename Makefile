@@ -17,8 +17,8 @@ reproduce: $(READY)
 test-all: NOTEBOOK_OPTIONS := --flags slow
 test-all: PYTEST_OPTIONS := --run-slow
 test test-all: sync
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 $(NOTEBOOK_OPTIONS)
-	$(BIN)/python -m pytest tests $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(JOBS) $(NOTEBOOK_OPTIONS)
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist worksteal $(PYTEST_OPTIONS)
 
 # Cleaning and exporting must change nothing; a copy is cleaned, so that a test never touches the tree.
 sync: $(READY)

@@ -37,3 +37,21 @@ def same_draws():
     numpy.random.seed(0)
     if "torch" in sys.modules:  # slow to import: tests without a model do without
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    "A store of rows, with its cache of models, for all tests in whichever process: the package makes each once, under a lock."
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "store"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(store):
+    "The folder of the world's smallest model, pretrained: to copy into a cache."
+    from modmem.starts import Places, Start, load_pretrained
+
+    load_pretrained("tiny", Places(store / "cache"))
+    return store / "cache" / Start("tiny", "pretrained").key

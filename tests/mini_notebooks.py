@@ -1,4 +1,6 @@
 """Notebooks of the least size in place of the package's, and the command that runs them: fixtures to import."""
+import contextlib
+import io
 import shutil
 import subprocess
 import sys
@@ -8,7 +10,6 @@ import nbformat
 import pytest
 
 from modmem import artefacts, cli
-from modmem.starts import Places, load_pretrained
 
 PLACES = "places: dict = {}  # where things are, and what computes\n"
 SETTINGS = """benchmark: str = "world-questions"  # the form of the world
@@ -72,30 +73,23 @@ def here(notebooks, monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    "The model that all rows start from, made once."
-    folder = tmp_path_factory.mktemp("cache")
-    load_pretrained("tiny", Places(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(notebooks, cache, tmp_path_factory):
-    "Everything, made in one go: the folder."
+def whole(notebooks, tiny, tmp_path_factory):
+    "Everything, made in one go by two processes: the folder."
     folder = tmp_path_factory.mktemp("whole")
-    shutil.copytree(cache, folder / "_runs" / "paper" / "cache")
-    done = start_command(notebooks, folder, "--jobs", "2")
-    output, errors = done.communicate()
-    assert done.returncode == 0, errors
-    (folder / "stdout").write_text(output)
+    shutil.copytree(tiny, folder / "_runs" / "paper" / "cache" / tiny.name)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+        patch.setattr(artefacts, "_notebooks", lambda: notebooks)
+        patch.chdir(folder)
+        assert cli.main(["reproduce", "--jobs", "2"]) == 0
+    (folder / "stdout").write_text(output.getvalue())
     return folder
 
 
 @pytest.fixture
-def run(capsys, cache):
+def run(capsys, tiny):
     "Run the command: exit code, standard output, standard error."
     if not Path("_runs").exists():
-        shutil.copytree(cache, "_runs/paper/cache")
+        shutil.copytree(tiny, f"_runs/paper/cache/{tiny.name}")
 
     def run(*arguments):
         capsys.readouterr()

@@ -48,9 +48,9 @@ def environment(wheel, tmp_path_factory):
     process that folder's own .pth files, so that the editable installation of the checkout stays out of sight.
     """
     folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True, env=CLEAN)
+    venv.create(folder, with_pip=False)
+    command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(command, check=True, env=CLEAN)
     paths = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text("\n".join(sorted(paths)))
@@ -109,7 +109,8 @@ def test_the_installed_command_evaluates_the_shipped_checkpoint(run):
     assert re.search(rf"^accuracy +{recorded:.2f}$", done.stdout, re.M), done.stdout
 
 
-def test_the_installed_command_reproduces(run, tmp_path):
+def test_the_installed_command_reproduces(run, tmp_path, tiny):
+    shutil.copytree(tiny, tmp_path / "_runs" / "paper" / "cache" / tiny.name)
     small = {
         "benchmark": "world-questions", "num_subjects": 24, "model": "tiny", "starts": ["pretrained"], "blocks": [0, 1], "positions": ["first", "last"],
         "num_modified": 4, "batch_size": 8, "epochs": 0.5, "min_steps": 10, "seeds": [0],

@@ -1,104 +1,19 @@
-"""Every paper notebook, run through papermill on a world of two dozen people: its rows, its files, and what they say."""
+"""Every paper notebook, run on a world of two dozen people: its rows, its files, and what they say."""
 import json
 import math
 import re
 import shutil
-from pathlib import Path
+from dataclasses import replace
 
-import nbformat
 import pandas as pd
-import papermill
 import pytest
+from paper_notebooks import (  # noqa: F401
+    CHOSEN, MEANS, POSITIONS, TINY, assert_heldout_beside, assert_means, assert_whole, execute_here, execute_in_kernel, folder, list_runs, load_rows, run,
+    table, tables, with_errors,
+)
 
-from modmem.rows import load_results
-
-PAPER = Path(__file__).parents[1] / "nbs" / "paper"
-TINY = {
-    "benchmark": "world-questions", "num_subjects": 24, "model": "tiny", "finetuning_steps": 60, "finetuning_batch_size": 32,
-    "finetuning_learning_rate": 0.01, "learning_rate": 0.03, "batch_size": 8, "epochs": 0.5, "min_steps": 10, "seeds": [0, 1],
-}
-POSITIONS = {"blocks": [0, 1], "positions": ["first", "last"]}
-MEANS = ["modified_accuracy", "unmodified_accuracy", "average_accuracy"]
-CHOSEN = [*MEANS, "unmodified_accuracy_reported"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    "Where the notebooks work; they share a store."
-    return tmp_path_factory.mktemp("paper")
-
-
-def run(name, folder, **parameters):
-    "Run a notebook as the command does; its csv, its markdown and its record."
-    places = {"output": str(folder / "figures"), "store": str(folder / "rows"), **parameters.pop("places", {})}
-    papermill.execute_notebook(
-        PAPER / f"{name}.ipynb", folder / f"{name}.ipynb", {"places": places} | parameters, kernel_name="python3", cwd=folder, progress_bar=False
-    )
-    csv = pd.read_csv(folder / "figures" / f"{name}.csv", dtype={"blocks": str} | dict.fromkeys(MEANS, float))
-    text = (folder / "figures" / f"{name}.md").read_text(encoding="utf-8")
-    return csv, text, json.loads((folder / "figures" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def list_runs(name, **parameters):
-    "Execute a notebook here up to its list of runs."
-    namespace = {"__annotations__": {}}
-    for cell in (cell for cell in nbformat.read(PAPER / f"{name}.ipynb", as_version=4).cells if cell.cell_type == "code"):
-        exec(compile(cell.source, name, "exec"), namespace)
-        if cell.id == "parameters":
-            namespace |= parameters
-        if cell.id == "runs":
-            return namespace["runs"]
-
-
-def tables(text):
-    "The markdown tables of an artefact, without the marks of footnotes."
-    for block in re.findall(r"(?:^\|.*\n)+", re.sub(r"\[\^\d+\]", "", text), flags=re.MULTILINE):
-        lines = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in block.splitlines()]
-        cells = [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
-        yield pd.DataFrame(cells[2:], columns=cells[0])
-
-
-def table(text):
-    "The first of them."
-    return next(tables(text))
-
-
-def assert_heldout_beside(shown, csv, on, beside):
-    "What held-out facts choose stands in the line of what reported ones choose: names in the text -> in the csv."
-    lines = csv[csv["chosen_on"] == "held out"].set_index([*on.values()])
-    for setting, line in shown.set_index([*on]).iterrows():
-        for name, column in beside.items():
-            told, expected = line[f"{name}, held out"].split(" ")[0], lines[column].get(setting)
-            assert told == "" if expected is None else told == expected if isinstance(expected, str) else float(told) == pytest.approx(expected, abs=0.005)
-
-
-def with_errors(columns, error="se"):
-    return ["runs", *(name for column in columns for name in (column, f"{column}_{error}"))]
-
-
-def load_rows(name, folder, **parameters):
-    "The rows of a notebook, from the store."
-    return load_results(folder / "rows", keys=[one.key for one in list_runs(name, **parameters)])
-
-
-def assert_means(csv, rows, by):
-    "Both seeds count, accuracies are percent and differ, and they are those of their rows."
-    assert (csv["runs"] == 2).all()
-    assert ((csv[MEANS] >= 0) & (csv[MEANS] <= 100)).all(axis=None) and (csv[MEANS].nunique() > 1).all()
-    pd.testing.assert_frame_equal(csv.set_index(by)[MEANS].sort_index(), rows.groupby(by)[MEANS].mean(), check_index_type=False)
-
-
-def assert_whole(name, folder, record, decisive, pictures=None):
-    "Figures have pictures, and the record says what was run and what was cut, but not where on this machine."
-    suffixes = {path.suffix for path in (folder / "figures").glob(f"{name}.*")}
-    pictures = not name.startswith("table") if pictures is None else pictures
-    assert suffixes == {".csv", ".md", ".json"} | ({".png", ".svg"} if pictures else set())
-    assert json.loads(json.dumps(decisive)).items() <= record["parameters"].items()
-    assert str(folder) not in json.dumps(record) and not {"output", "store", "jobs"} & set(record["parameters"])
-    instead = f"the benchmark world-questions instead of {'zsRE' if name == 'figure_3' else 'T-REx'}"
-    fewer = set() if name in ("table_5", "table_6") else {"2 of the paper's 5 runs"}  # there the paper has a single run
-    assert {instead} | fewer <= set(record["cuts"])
-    assert not [cut for cut in record["cuts"] if "failed" in cut]
+from modmem import fae_starts
+from modmem.fae_training import train_fae
 
 
 def test_table_1_counts_files_and_worlds_and_says_what_was_not_run(folder):
@@ -137,7 +52,8 @@ def test_table_3_has_three_starts_and_each_block_beside_the_paper(folder, table_
 
 
 def test_rows_that_are_there_are_not_computed_again_and_one_that_fails_is_not_run(folder, table_3):
-    stamps = {path: path.stat().st_mtime_ns for path in (folder / "rows").glob("*.json")}
+    there = [folder / "rows" / f"{one.key}.json" for one in list_runs("table_3", num_modified=4, **TINY, **POSITIONS)]
+    stamps = {path: path.stat().st_mtime_ns for path in there}
     blocks = {"blocks": [0, 9, 1], "positions": ["first", "middle", "last"]}
     csv, _, record = run("table_3", folder, num_modified=4, **TINY, **blocks)
     assert len(stamps) == 12 and stamps == {path: path.stat().st_mtime_ns for path in stamps}
@@ -283,13 +199,14 @@ def test_learning_rates_are_compared_on_heldout_facts_only(folder):
     assert record["seeds"] == [0, 1]
 
 
-def test_the_same_seeds_give_the_same_bytes(folder, tmp_path):
+def test_the_same_seeds_give_the_same_bytes_here_and_in_a_kernel(folder, tmp_path):
     parameters = {"radii": [0.02], "num_modified": 4, **TINY, "blocks": [0], "positions": ["first"]}
     written = []
-    for number in range(2):
+    for number, execute in enumerate((execute_here, execute_in_kernel)):
         store = tmp_path / str(number)
-        shutil.copytree(folder / "rows" / "cache", store / "cache")  # the models; rows are computed again
-        run("tradeoff", tmp_path, **parameters, places={"store": str(store), "output": str(tmp_path / "figures")})
+        store.mkdir()
+        (store / "cache").symlink_to(folder / "rows" / "cache")  # the models; rows are computed again
+        run("tradeoff", tmp_path, execute, **parameters, places={"store": str(store), "output": str(tmp_path / "figures")})
         written.append([(tmp_path / "figures" / f"tradeoff.{kind}").read_bytes() for kind in ("csv", "svg", "png", "md")])
     assert len(list((tmp_path / "1").glob("*.json"))) == 4 and written[0] == written[1]
 
@@ -310,14 +227,16 @@ def assert_line_means(csv, rows, columns):
     assert [csv[name] for name in columns] == pytest.approx(rows[columns].mean().tolist(), abs=1e-6)
 
 
-def test_table_5_has_the_groups_of_fae_and_a_second_point_of_awt_beside_the_paper(folder):
+def test_table_5_has_the_groups_of_fae_and_a_second_point_of_awt_beside_the_paper(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(fae_starts, "train_fae", lambda *given: train_fae(*given[:2], replace(given[2], finetuning=replace(given[2].finetuning, steps=60))))
+    shutil.copytree(tiny, tmp_path / "rows" / "cache" / tiny.name)  # a store of its own: its FaE is trained too little for others
     parameters = {"groups": ["none", "AWT"], "radii": [0.02, 0.2], "with_tables": False, "others": [], "num_modified": 4, "heldout_seeds": [0]}
     parameters |= {name: value for name, value in TINY.items() if not name.startswith("finetuning")}
-    csv, text, record = run("table_5", folder, **parameters)
+    csv, text, record = run("table_5", tmp_path, **parameters)
     columns = ["modified_accuracy", "unmodified_accuracy", "unmodified_change", "modified_entity_accuracy", "modified_null_probability", "inserted"]
     assert list(csv) == ["chosen_on", "line", "radius", *with_errors(columns)]
     assert csv["chosen_on"].tolist() == ["reported"] * 2 + ["held out"] * 2 + ["reported"] and csv["line"].tolist()[:4] == ["none", "AWT"] * 2
-    rows = load_rows("table_5", folder, **parameters)
+    rows = load_rows("table_5", tmp_path, **parameters)
     rows["unmodified_change"] = rows["unmodified_accuracy"] - rows["unmodified_accuracy_before"]
     reported, best = rows[rows["facts"] == "reported"], csv.iloc[1]["radius"]
     assert len(reported) == 6 and reported["radius"].isna().sum() == 2, "without training there is no radius"
@@ -335,7 +254,7 @@ def test_table_5_has_the_groups_of_fae_and_a_second_point_of_awt_beside_the_pape
     assert shown.loc["AWT", ["A_M (%), paper", "A_F\\S (%), paper"]].tolist() == ["75.00", "57.38"]
     assert shown.loc["AWT, next radius", "A_M (%), paper"] == "85.00"
     assert set(shown.index) >= {"all", "last+AWT"} and shown.loc["all", "A_M (%)"] == "not run"
-    assert_whole("table_5", folder, record, parameters)
+    assert_whole("table_5", tmp_path, record, parameters)
 
 
 def test_table_6_has_thresholds_beside_fine_tuning_and_says_which_labels_were_lost(folder):

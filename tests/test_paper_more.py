@@ -1,22 +1,16 @@
-"""Three more paper notebooks, run through papermill on a world of two dozen people: other constraints, an ablation, the choice of the radius."""
+"""Three more paper notebooks, run on a world of two dozen people: other constraints, an ablation, the choice of the radius."""
 import math
 
 import pandas as pd
 import pytest
 
-from test_paper import MEANS, TINY, assert_means, assert_whole, list_runs, load_rows, run, table, with_errors
+from paper_notebooks import MEANS, TINY, assert_means, assert_whole, folder, list_runs, load_rows, run, table, with_errors  # noqa: F401
 
 WORLD = {"num_modified": 4, **TINY}
 CONSTRAINTS = {
     "radii": {"linf": [0.05, 0.2], "fisher_batch": [0.005, 0.05]}, "weights": {"ewc": [1000.0, 10.0]}, "block": 1,
     "levels": [20, 101], "between": [5, 25], "heldout_seeds": [0], **WORLD,
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    "Where the notebooks work; they share a store."
-    return tmp_path_factory.mktemp("more")
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
-from mini_notebooks import cache, here, notebooks, run, start_command, whole  # noqa: F401
+from mini_notebooks import here, notebooks, run, start_command, whole  # noqa: F401
+from paper_notebooks import execute_here
 
 from modmem import reproduce
 from modmem.artefacts import choose_artefacts, list_artefacts, list_runs
@@ -39,6 +41,20 @@ def stamps(folder="."):
     return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.json")}
 
 
+@pytest.fixture
+def without_kernel(monkeypatch):
+    "Run notebooks in this process, one at a time: where a kernel, which imports torch anew, is not what is tested."
+    import papermill
+
+    one_at_a_time = threading.Lock()
+
+    def execute(path, copy, parameters, **options):
+        with one_at_a_time:
+            return execute_here(path, parameters)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+
+
 # From one end to the other
 
 def test_one_command_makes_every_artefact_its_rows_and_the_report(whole):
@@ -64,7 +80,7 @@ def test_the_second_time_nothing_is_computed_and_every_byte_stays(whole, run, mo
     assert output.count("(as it was)") == 3 and stamps("_runs") == rows and contents() == before
 
 
-def test_an_artefact_that_is_made_anew_has_the_same_bytes(whole, run, monkeypatch):
+def test_an_artefact_that_is_made_anew_has_the_same_bytes(whole, run, monkeypatch, without_kernel):
     monkeypatch.chdir(whole)
     before, rows = contents(), stamps("_runs")
     Path("figures/synthetic/table_3.csv").write_text("by hand\n")
@@ -74,7 +90,7 @@ def test_an_artefact_that_is_made_anew_has_the_same_bytes(whole, run, monkeypatc
     assert stamps("_runs") == rows and contents() == before
 
 
-def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, notebooks, run, tmp_path):
+def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, notebooks, run, tmp_path, without_kernel):
     for sign in ("_runs/paper/*.json", "figures/synthetic/rows.csv"):  # during the rows, and during the notebook
         command = start_command(notebooks, tmp_path, "tradeoff")
         while not list(tmp_path.glob(sign)):
