@@ -135,15 +135,17 @@ def _flatten(settings: Any, usual: Mapping[str, Any] = {}) -> Iterator[tuple[str
             yield name, value
 
 
-def _columns_of(kind: type) -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=None)  # asked for every column of every table
+def _columns_of(kind: type) -> tuple[tuple[str, str], ...]:
     "The columns that a settings class can have: name, type as text."
-    hints = typing.get_type_hints(kind)
+    hints, columns = typing.get_type_hints(kind), []
     for setting in fields(kind):
         if (name := setting.metadata.get("column", setting.name)) is None:
             continue
         inside = [part for part in (hints[setting.name], *typing.get_args(hints[setting.name])) if is_dataclass(part)]
         nested = [(setting.metadata.get("prefix", "") + inner, text) for part in inside for inner, text in _columns_of(part)]
-        yield from nested or [(name, setting.type)]
+        columns += nested or [(name, setting.type)]
+    return tuple(columns)
 
 # %% ../nbs/5_experiments/02_runs.ipynb #run
 @dataclass(frozen=True)
