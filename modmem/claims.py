@@ -5,6 +5,7 @@
 # %% ../nbs/5_experiments/08_claims.ipynb #imports
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,20 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from .files import write_atomically
+import modmem
+from .files import DataError, check_choice, get_field, write_atomically
 from .runs import Sample, list_columns
 from .starts import Data
 from .statistics import correct_levels, find_interval, find_p, give_verdict
 from .trials import select_radius
 
 # %% auto #0
-__all__ = ['CLAIMS', 'Claim', 'Parts', 'assign_parts', 'check_claims', 'write_claims']
+__all__ = ['CLAIMS', 'Claim', 'Parts', 'assign_parts', 'load_claims', 'check_claims', 'write_claims']
 
 # %% ../nbs/5_experiments/08_claims.ipynb #claim
-_LITTLE, _MUCH, _MOST = 2.0, 10.0, 50.0  # points, points, percent of what was there
-
-
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     "What the paper says, as a contrast that rows can decide."
@@ -42,8 +42,7 @@ class Claim:
     why: str  # the result may differ here
 
     def __post_init__(self):
-        if self.kind not in ("more than", "within"):
-            raise ValueError(f"kind must be 'more than' or 'within', not {self.kind!r}")
+        check_choice("kind", self.kind, ("more than", "within"))
         if self.kind == "within" and not self.margin > 0:
             raise ValueError(f"the margin of a claim 'within' must be positive, not {self.margin!r}")
 
@@ -129,17 +128,14 @@ def _pick(rows: pd.DataFrame, **settings) -> pd.DataFrame:
     return rows[np.logical_and.reduce([rows[name] == value for name, value in wanted.items()])]
 
 
-def _free(rows: pd.DataFrame, **settings) -> pd.DataFrame:
-    "Take reported rows without a constraint."
-    picked = _pick(rows, **settings)
-    return picked[(picked["facts"] == "reported") & (picked["radius"] == np.inf)]
-
-
 def _chosen(rows: pd.DataFrame, by: Sequence[str] = ("position",), also: Sequence[str] = (), **settings) -> pd.DataFrame:
     "Take reported rows with the radius chosen on held-out facts."
     picked = _pick(rows, **settings)
     both = {"reported", "heldout"} <= set(picked.loc[np.isfinite(picked["radius"].astype(float)), "facts"])
     return select_radius(picked, by, "heldout", also) if both else picked.iloc[:0]
+
+
+_free = partial(_pick, facts="reported", radius=np.inf)  # without a constraint
 
 # %% ../nbs/5_experiments/08_claims.ipynb #wide
 def _wide(rows: pd.DataFrame, value: str, across: Sequence[str] = ("position",)) -> pd.DataFrame:
@@ -158,6 +154,34 @@ def _average(rows: pd.DataFrame, value: str, positions: Sequence[str] = _SINGLE)
     wide.columns = [position for position in wide.columns.get_level_values(0)]
     return wide.reindex(columns=list(positions)).mean(axis=1, skipna=False)
 
+# %% ../nbs/5_experiments/08_claims.ipynb #best
+def _choose_best(rows: pd.DataFrame, positions: Sequence[str], **settings) -> pd.DataFrame:
+    "Take the rows of the best of some blocks, chosen on held-out facts; none unless all are there."
+    picked = rows[rows["position"].isin(positions)]
+    if set(_chosen(picked, **settings)["position"]) < set(positions):
+        return picked.iloc[:0]
+    return _chosen(picked, ["start"], ["position"], **settings)
+
+# %% ../nbs/5_experiments/08_claims.ipynb #terms
+_memory = partial(_pick, method="FaE", position="none", norm=None, unmodified_per_modified=None)  # no weight is trained
+_TAKES = {"free": _free, "chosen": _chosen, "memory": _memory}
+
+
+def _term(rows: pd.DataFrame, take: str, value: str = "mean", positions: Sequence[str] = _SINGLE, **settings) -> pd.Series:
+    "Average a value over blocks, or find it at the best of them."
+    if take == "best":
+        return _wide(_choose_best(rows, positions, **settings), value, ["start"]).mean(axis=1)
+    return _average(_TAKES[take](rows, **settings), value, positions)
+
+
+def _difference(rows: pd.DataFrame, more: Mapping, less: Mapping) -> pd.Series:
+    return _term(rows, **more) - _term(rows, **less)
+
+
+def _shortfall(rows: pd.DataFrame, less: Mapping, more: Mapping) -> pd.Series:
+    "How far a term stays below another, in percent of that."
+    return 100 * (1 - _term(rows, **less) / _term(rows, **more))
+
 # %% ../nbs/5_experiments/08_claims.ipynb #at-equal
 def _at_equal(modified: Sequence[float], unmodified: Sequence[float], target: float) -> float:
     "Follow a line of points until `modified` is `target`; `unmodified` there, or NaN."
@@ -171,8 +195,7 @@ def _at_equal(modified: Sequence[float], unmodified: Sequence[float], target: fl
 
 
 def _gain_at_equal(rows: pd.DataFrame) -> pd.Series:
-    picked = _pick(rows).sort_values("radius")
-    picked = picked[picked["facts"] == "reported"]
+    picked = _pick(rows, facts="reported").sort_values("radius")
     modified, unmodified = (_wide(picked, value, ["position", "radius"]) for value in ("modified", "unmodified"))
     gains = pd.DataFrame(index=modified.index)
     for position in {position for position, radius in modified if radius == np.inf}:
@@ -183,84 +206,6 @@ def _gain_at_equal(rows: pd.DataFrame) -> pd.Series:
             reached = _at_equal(modified.loc[seed, known], unmodified.loc[seed, known], modified.loc[seed, free]) if known else np.nan
             gains.loc[seed, position] = reached - unmodified.loc[seed, free]
     return gains.mean(axis=1)
-
-# %% ../nbs/5_experiments/08_claims.ipynb #forgetting-claims
-def _share_lost(rows: pd.DataFrame, **settings) -> pd.Series:
-    return _average(_free(rows, **settings), "lost")
-
-
-def _lack(rows: pd.DataFrame, value: str, reference: str) -> pd.Series:
-    "How far RI+FTM stays below the pretrained model, in percent of it."
-    ri, pretrained = _free(rows, start="RI"), _free(rows, start="pretrained")
-    return 100 * (1 - _average(ri, value) / _average(pretrained, reference))
-
-
-_RI = (
-    "Evidence here comes from a few phrasings and objects from short lists: even a model that was never trained learns to tell the "
-    "subjects of S apart, and gets objects that are common for free. Real sentences give it no such help."
-)
-_FORGETS = "Answers here hang on few weights of a small model, or S is a larger share of F: less is overwritten by one step, or more is learnt again."
-
-# %% ../nbs/5_experiments/08_claims.ipynb #forgetting-registry
-_FORGETTING = (
-    *(Claim(
-        name=f"forgets_{start}",
-        statement=f"Fine-tuning on modified facts without a constraint forgets the unmodified ones, {where}.",
-        source="Section 4.5.1, Table 3",
-        contrast="share of the accuracy on F\\S that unconstrained FTM loses, over first, middle and last block",
-        measure=partial(_share_lost, start=start), margin=_MOST, unit="%", why=_FORGETS,
-    ) for start, where in (("pretrained", "from a pretrained model"), ("FT", "from FT"))),
-    Claim(
-        name="ri_modified",
-        statement="A randomly initialised model, trained on the modified facts, has poor accuracy on them.",
-        source="Section 4.5.1, Table 3",
-        contrast="how far A_M of RI+FTM stays below that of pretrained+FTM, in percent of it, over first, middle and last block",
-        measure=partial(_lack, value="modified", reference="modified"), margin=_MOST, unit="%", why=_RI,
-    ),
-    Claim(
-        name="ri_unmodified",
-        statement="A randomly initialised model, trained on the modified facts, has poor accuracy on the unmodified ones.",
-        source="Section 4.5.1, Table 3",
-        contrast="how far A_F\\S of RI+FTM stays below what the pretrained model had, in percent of it, over first, middle and last block",
-        measure=partial(_lack, value="unmodified_accuracy", reference="unmodified_accuracy_before"), margin=_MOST, unit="%", why=_RI,
-    ),
-)  # fmt: skip
-
-# %% ../nbs/5_experiments/08_claims.ipynb #ball-registry
-_BALL = (
-    Claim(
-        name="ball_recovers",
-        statement="A bound on the change of each weight controls forgetting surprisingly well.",
-        source="Sections 3.3 and 4.5.2, Figures 1 to 3",
-        contrast="A_F\\S within the ball minus A_F\\S without, at equal A_M, over the blocks whose curve reaches it",
-        measure=_gain_at_equal, margin=_MUCH,
-        why="An unconstrained run that stops early is a small change, too: the fewer its steps, the less there is to win back.",
-    ),
-)
-
-# %% ../nbs/5_experiments/08_claims.ipynb #best
-def _best_rows(rows: pd.DataFrame, positions: Sequence[str], **settings) -> pd.DataFrame:
-    "Take the rows of the best of some blocks, chosen on held-out facts; none unless all are there."
-    picked = rows[rows["position"].isin(positions)]
-    if set(_chosen(picked, **settings)["position"]) < set(positions):
-        return picked.iloc[:0]
-    return _chosen(picked, ["start"], ["position"], **settings)
-
-
-def _best(rows: pd.DataFrame, positions: Sequence[str], **settings) -> pd.Series:
-    "Find the mean accuracy of the best of some blocks."
-    return _wide(_best_rows(rows, positions, **settings), "mean", ["start"]).mean(axis=1)
-
-
-def _lead(rows: pd.DataFrame, position: str, others: Sequence[str], **settings) -> pd.Series:
-    "How far a block, or the best single one, is ahead of the best of others."
-    positions = _SINGLE if position == "best" else (position,)
-    return _best(rows, positions, **settings) - _best(rows, others, **settings)
-
-
-def _ends_lead(rows: pd.DataFrame) -> pd.Series:
-    chosen = _chosen(rows)
-    return _average(chosen, "mean", _ENDS) - _average(chosen, "mean", ["middle"])
 
 # %% ../nbs/5_experiments/08_claims.ipynb #moves
 def _extremes(wide: pd.DataFrame, needed: Sequence = ()) -> list[pd.DataFrame]:
@@ -280,59 +225,7 @@ def _moves(rows: pd.DataFrame, **settings) -> pd.Series:
     gaps = [table["last"] - table["first"] for table in tables]
     return gaps[0] - gaps[1] if gaps else pd.Series(dtype=float)
 
-# %% ../nbs/5_experiments/08_claims.ipynb #block-registry
-_DEPTH = "A model of a few blocks need not divide the work among early, middle and late ones as one of twelve or more does."
-_BLOCKS = (
-    Claim(
-        name="one_block_beats_all", statement="Within the ball, modifying one block beats modifying all.",
-        source="Sections 3.3 and 4.5.2, Figures 1 to 3",
-        contrast="mean of the best single block, chosen on held-out facts, minus mean of all blocks",
-        measure=partial(_lead, position="best", others=("all",)),
-        why="One block of a small model may be too few weights, and the radius is tuned for all blocks as finely as for one.",
-    ),
-    Claim(
-        name="ends_beat_middle", statement="The first and the last block are better to modify than one in the middle.",
-        source="Sections 3.3 and 4.5.2, Figure 3 at |M| = 32; the paper's own Table 4 does not show it at 512",
-        contrast="average of the means of first and last block, minus mean of the middle one", measure=_ends_lead, why=_DEPTH,
-    ),
-)
-
-# %% ../nbs/5_experiments/08_claims.ipynb #best-block-registry
-_BEST_BLOCKS = (
-    *(Claim(
-        name=f"best_block_moves_{name}",
-        statement=f"As |M| grows, the best block moves from the last to the first, {where}.",
-        source=f"Section 4.5.2, {figure}",
-        contrast="mean of last minus mean of first block at |M| = 32, minus the same at the largest |M|",
-        measure=partial(_moves, benchmark=benchmark, model=model), why=f"{_DEPTH} How many facts are many depends on the size of the model.",
-    ) for name, where, figure, benchmark, model in (
-        ("cloze", "on T-REx", "Figure 2", "T-REx", "base"),
-        ("questions", "on zsRE", "Figure 3", "zsRE", "base"),
-        ("large", "in BERT-Large", "Figure 2", "T-REx", "large"),
-    )),
-    *(Claim(
-        name=f"best_from_{start}", statement=f"{where}, the {position} block is the best to modify.", source="Section 4.5.2, Table 2",
-        contrast=f"mean of the {position} block minus mean of the better of the other two, chosen on held-out facts",
-        measure=partial(_lead, position=position, others=[one for one in _SINGLE if one != position], start=start),
-        why=f"{_DEPTH} S holds facts that the pretrained model answers, and how it came to know them differs from BERT.",
-    ) for start, where, position in (("pretrained", "From a pretrained model", "first"), ("FT", "From FT", "last"))),
-)  # fmt: skip
-
-# %% ../nbs/5_experiments/08_claims.ipynb #mixing
-def _mixed_gain(rows: pd.DataFrame) -> pd.Series:
-    return _best(rows, _SINGLE, unmodified_per_modified=1.0) - _best(rows, _SINGLE)
-
-
-def _mixed_loss(rows: pd.DataFrame) -> pd.Series:
-    plain, mixed = (_average(_chosen(rows, unmodified_per_modified=mix), "mean", ["first", "middle"]) for mix in (0.0, 1.0))
-    return plain - mixed
-
-
-def _more_mixed(rows: pd.DataFrame) -> pd.Series:
-    one, four = (_average(_free(rows, unmodified_per_modified=mix), "unmodified") for mix in (1.0, 4.0))
-    return four - one
-
-
+# %% ../nbs/5_experiments/08_claims.ipynb #falls
 def _fall(rows: pd.DataFrame, across: Sequence[str], needed: Sequence = ()) -> pd.Series:
     "How much lower A_F\\S is at the largest |M|, averaged over settings that both ends have."
     if not rows["few"].any():
@@ -346,51 +239,7 @@ def _fall_chosen(rows: pd.DataFrame) -> pd.Series:
 
 
 def _fall_controlled(rows: pd.DataFrame) -> pd.Series:
-    picked = _pick(rows, few=None, fixed=True)
-    return _fall(picked[picked["facts"] == "reported"], ["position", "radius"])
-
-# %% ../nbs/5_experiments/08_claims.ipynb #mixing-registry
-_REHEARSAL = "In a small world a batch of unmodified evidence covers a larger share of F than 128 of T-REx's 1.3 million sentences do."
-_MIXING = (
-    Claim(
-        name="fta_gains_little", statement="Unmodified facts in the batch improve the best result by a small margin only.",
-        source="Section 4.5.3, Tables 2 and 4; in Table 4 the best mean is in fact FTM's",
-        contrast="mean of FT+FTA minus mean of FT+FTM, each on its best single block, chosen on held-out facts",
-        measure=_mixed_gain, kind="within", margin=_LITTLE, why=_REHEARSAL,
-    ),
-    Claim(
-        name="fta_lowers_first_and_middle", statement="Unmodified facts in the batch lower the mean on the first and the middle block.",
-        source="Section 4.5.3, Table 4 (|M| = 512, here 32)", contrast="mean of FT+FTM minus mean of FT+FTA, over first and middle block",
-        measure=_mixed_loss, why=_REHEARSAL,
-    ),
-    Claim(
-        name="fta_forgets", statement="Without a constraint, a batch half of unmodified facts still forgets them.",
-        source="Section 3.2, Appendix B",
-        contrast="share of the accuracy on F\\S that unconstrained FTA (1 to 1) loses, over first, middle and last block",
-        measure=partial(_share_lost, unmodified_per_modified=1.0), margin=_MOST, unit="%", why=_REHEARSAL,
-    ),
-    Claim(
-        name="more_rehearsal_keeps_more", statement="More unmodified facts in each batch forget less.",
-        source="Appendix B, where it is expected, not shown",
-        contrast="A_F\\S of unconstrained FTA with 4 unmodified evidences for each modified one, minus that with 1, over first, middle, last block",
-        measure=_more_mixed, why="Where one for each already keeps nearly all, four have little to add.",
-    ),
-)
-
-# %% ../nbs/5_experiments/08_claims.ipynb #numbers-registry
-_NUMBERS = (
-    Claim(
-        name="more_facts_cost_more", statement="As |M| grows, accuracy on unmodified facts falls.", source="Section 4.5.2, Figures 2 and 3",
-        contrast="A_F\\S at |M| = 32 minus A_F\\S at the largest |M|, over first and last block", measure=_fall_chosen,
-        why="The radius is chosen for each |M|, and the best mean may be bought with either accuracy.",
-    ),
-    Claim(
-        name="more_facts_cost_more_at_equal_steps", statement="As |M| grows, accuracy on unmodified facts falls, the number of steps being the same.",
-        source="our control of Section 4.5.2: in the paper, steps grow with |M|",
-        contrast="A_F\\S at |M| = 32 minus A_F\\S at the largest |M|, at the same radius and number of steps, over radii and blocks",
-        measure=_fall_controlled, why="A varied batch overwrites less than one that repeats few facts: the fall may have come from the steps.",
-    ),
-)
+    return _fall(_pick(rows, few=None, fixed=True, facts="reported"), ["position", "radius"])
 
 # %% ../nbs/5_experiments/08_claims.ipynb #norms
 def _unsteady_seeds(rows: pd.DataFrame) -> pd.Series:
@@ -403,8 +252,8 @@ def _unsteady_seeds(rows: pd.DataFrame) -> pd.Series:
 
 def _steepness(rows: pd.DataFrame, norm: str) -> pd.Series:
     "How much the mean accuracy changes per doubling of the radius, on both sides of the chosen one."
-    picked = _pick(rows, norm=norm)
-    wide = _wide(picked[(picked["facts"] == "reported") & (picked["radius"] < np.inf)], "mean", ["position", "radius"])
+    picked = _pick(rows, norm=norm, facts="reported")
+    wide = _wide(picked[picked["radius"] < np.inf], "mean", ["position", "radius"])
     slopes = pd.DataFrame(index=wide.index, columns=list(_ENDS), dtype=float)
     for position, radius in _chosen(rows, norm=norm)[["position", "radius"]].drop_duplicates().itertuples(index=False):
         if position in _ENDS:
@@ -420,64 +269,20 @@ def _unsteady_radii(rows: pd.DataFrame) -> pd.Series:
     return _steepness(rows, "l2") - _steepness(rows, "linf")
 
 # %% ../nbs/5_experiments/08_claims.ipynb #uniform
-def _above_others(rows: pd.DataFrame, method: str, others: str, start: str = "FT") -> pd.Series:
-    "How far modified facts are above others, over the blocks that are there."
-    picked = _free(rows, method=method, start=start)
-    return (_wide(picked, "modified") - _wide(picked, others)).mean(axis=1, skipna=False)
+def _free_table(rows: pd.DataFrame, value: str, **settings) -> pd.DataFrame:
+    return _wide(_free(rows, **settings), value)
 
 
-def _short_of_ftm(rows: pd.DataFrame) -> pd.Series:
-    ftm, uniform = (_wide(_free(rows, method=method), "modified") for method in ("edit", "uniform"))
-    common = ftm.columns.intersection(uniform.columns)
-    return (ftm[common] - uniform[common]).mean(axis=1, skipna=False)
-
-# %% ../nbs/5_experiments/08_claims.ipynb #norm-registry
-_NORMS = (
-    *(Claim(
-        name=f"linf_steadier_over_{name}", statement="The L-infinity ball gives more stable results than the L2 ball.", source="Section 3.3",
-        contrast=contrast, measure=measure,
-        why="The paper does not say which instability it saw. Adam's steps are of like size for all weights, which makes the two "
-        "balls alike. Five seeds rarely decide a difference in spread.",
-    ) for name, measure, contrast in (
-        ("seeds", _unsteady_seeds, "distance of a seed's mean accuracy from the average of seeds: L2 minus L-infinity, over first and last block"),
-        ("radii", _unsteady_radii, "change of the mean accuracy per doubling of the radius, next to the chosen: L2 minus L-infinity, over first and last block"),
-    )),
-)  # fmt: skip
-
-# %% ../nbs/5_experiments/08_claims.ipynb #uniform-registry
-_UNIFORM = (
-    Claim(
-        name="uniform_modifies_less", statement="Training on uniform samples of F' hardly modifies, compared with FTM.", source="Footnote 4",
-        contrast="A_M of unconstrained FTM minus A_M of as many steps on uniform samples of F'", measure=_short_of_ftm, margin=_MUCH,
-        why="S is a larger share of a small F: uniform batches hold more of it.",
-    ),
-    Claim(
-        name="uniform_treats_facts_alike",
-        statement="Training on uniform samples of F' brings modified facts to the accuracy that all facts had before.", source="Footnote 4",
-        contrast="A_M after as many steps as FTM on uniform samples of F', minus the accuracy on F\\S before",
-        measure=partial(_above_others, method="uniform", others="unmodified_accuracy_before"), kind="within", margin=_LITTLE,
-        why="The paper does not say for how long it trained: as many steps as FTM see each modified fact only rarely. "
-        "One of 32 facts is 3 points: few seeds seldom show equality within 2.",
-    ),
-    Claim(
-        name="retraining_treats_facts_alike", statement="After retraining on F', modified facts are answered about as often as others.",
-        source="Section 3.2", contrast="A_M minus A_F\\S after FT on F'",
-        measure=partial(_above_others, method="retrain", start="pretrained", others="unmodified_accuracy"), kind="within", margin=_LITTLE,
-        why="S is drawn from facts that the pretrained model answered, with their old objects: what it knew speaks against the new "
-        "ones. One of 32 facts is 3 points: few seeds seldom show equality within 2.",
-    ),
-)
+def _shared_difference(rows: pd.DataFrame, more: Mapping, less: Mapping) -> pd.Series:
+    "A difference without a constraint, over the blocks that both sides have."
+    more, less = _free_table(rows, **more), _free_table(rows, **less)
+    common = more.columns.intersection(less.columns)
+    return (more[common] - less[common]).mean(axis=1, skipna=False)
 
 # %% ../nbs/5_experiments/08_claims.ipynb #memories
-def _memory_alone(rows: pd.DataFrame, more: str, less: str) -> pd.Series:
-    "A difference on rows of FaE whose weights stay as they were."
-    picked = _pick(rows, method="FaE", position="none", norm=None, unmodified_per_modified=None)
-    return _average(picked, more, ["none"]) - _average(picked, less, ["none"])
-
-
 def _drop_beyond(rows: pd.DataFrame) -> pd.Series:
     "How much more drops in FaE (AWT) than in BERT's best block, at FaE's A_M."
-    best = _best_rows(rows, _SINGLE)
+    best = _choose_best(rows, _SINGLE)
     fae = _chosen(rows[rows["position"] == "AWT"], method="FaE", unmodified_per_modified=None)
     if best.empty or fae.empty:
         return pd.Series(dtype=float)
@@ -522,66 +327,6 @@ def _lost_by_sharing(rows: pd.DataFrame, memory: str) -> pd.Series:
     rows = rows[rows["threshold"] == (distances.idxmin() if distances.notna().any() else None)]
     return _average(rows, "lost_sharing", [memory]) - _average(rows, "lost_others", [memory])
 
-# %% ../nbs/5_experiments/08_claims.ipynb #fae-registry
-_FAE = (
-    Claim(
-        name="fae_memory_keeps_others", statement="Rewriting FaE's symbolic memory alone leaves the unmodified facts unchanged.",
-        source="Section 4.6, Table 5", contrast="A_F\\S of FaE with its memory rewritten and no weight trained, minus A_F\\S before",
-        measure=partial(_memory_alone, more="unmodified_accuracy", less="unmodified_accuracy_before"), kind="within", margin=_LITTLE,
-        why="A question about another fact may retrieve a rewritten entry, and does more often where the memory is small and believed.",
-    ),
-    Claim(
-        name="fae_memory_falls_short", statement="Rewriting FaE's symbolic memory alone leaves modified facts well below what FaE knew.",
-        source="Section 4.6, Table 5: 46.88 against 60.38",
-        contrast="A_F\\S of FaE before, minus A_M with its memory rewritten and no weight trained",
-        measure=partial(_memory_alone, more="unmodified_accuracy_before", less="modified"), margin=_MUCH,
-        why="How far the memory is believed is decided in FT, by how many facts it held then: where it held most, rewriting it may be enough.",
-    ),
-    Claim(
-        name="fae_awt_best", statement="Training only what maps the memory to predictions (AWT) gives FaE the best trade-off.",
-        source="Section 4.6, Table 5", contrast="mean of AWT minus mean of the best of middle+AWT, last+AWT and all, chosen on held-out facts",
-        measure=partial(_lead, position="AWT", others=("middle+AWT", "last+AWT", "all"), method="FaE", unmodified_per_modified=None),
-        why="The groups differ in size, and one grid of radii serves them all. In the paper each is a single run.",
-    ),
-    Claim(
-        name="fae_no_better_than_bert", statement="At the same A_M, FaE loses no less of A_F\\S than BERT.",
-        source="Section 4.6, Table 5; there BERT-Large, here the model that FaE was made from",
-        contrast="drop of A_F\\S in FaE (AWT, radius chosen on held-out facts), minus that of FT+FTM on its best block, chosen on held-out facts, at FaE's A_M",
-        measure=_drop_beyond, margin=-_LITTLE,
-        why="The paper says it of one run, and BERT here is as small as FaE: a memory may spare it more than it spares BERT-Large.",
-    ),
-)
-
-# %% ../nbs/5_experiments/08_claims.ipynb #neighbor-registry
-_STEALING = (
-    "right answers lost of unmodified facts that share their object with a modified fact's old one, minus those lost of others, in percent of each"
-)
-_NEIGHBORS = (
-    Claim(
-        name="knn_lacks_one", statement="No threshold of kNN-LM gives both accuracies.", source="Appendix F, Table 6",
-        contrast="the larger of 100 minus A_M and of the share of A_F\\S that is lost, at the threshold where it is smallest on these rows",
-        measure=_lacks_one, margin=_MOST, unit="%",
-        why="Training and test questions are phrased alike here, and the nearest remembered state belongs to the right fact. "
-        "The paper suspects that in T-REx it does not, because sentences differ.",
-    ),
-    Claim(
-        name="ftm_beats_knn", statement="Constrained fine-tuning of block 0 beats kNN-LM.", source="Appendix F, Table 6",
-        contrast="best mean of pretrained+FTM on the first block minus best mean of kNN-LM, over radii and thresholds; both chosen on these rows",
-        measure=_ahead_of_neighbors, why="Where the nearest state belongs to the right fact, a memory forgets nothing, and a changed block does.",
-    ),
-    *(Claim(
-        name=f"knn_{name}_hits_sharing", statement=statement, source="Appendix F, said without numbers",
-        contrast=f"{_STEALING}; {where}", measure=partial(_lost_by_sharing, memory=memory), unit="points", why=why,
-    ) for name, memory, statement, where, why in (
-        ("modified", "modified", "kNN-LM takes the answers of facts that share the old object of a modified one.",
-         "at the threshold that has most nearly 10 % of unmodified training sentences within it",
-         "States may lie together by relation and phrasing rather than by object."),
-        ("all", "all", "Editing only values of a store of the entire training set conflicts with facts that share the object.",
-         "the memory holds the entire training set, and its nearest entry always answers",
-         "Where every unmodified fact has entries of its own nearby, none has to borrow: there is little to lose on either side."),
-    )),
-)  # fmt: skip
-
 # %% ../nbs/5_experiments/08_claims.ipynb #fisher
 def _linf_ahead_of_fisher(rows: pd.DataFrame) -> pd.Series:
     "How far L-infinity is ahead of the batch version of the Fisher ball, on the last block."
@@ -594,19 +339,37 @@ def _linf_ahead_of_fisher(rows: pd.DataFrame) -> pd.Series:
         linf, fisher = (_at_best(one[np.isfinite(one["radius"])], "mean", "radius") for one in shown)
     return linf - fisher
 
-
-_FISHER = (
-    Claim(
-        name="fisher_no_better", statement="The Fisher ball, estimated on batches, does not outperform the L-infinity ball.", source="Appendix C",
-        contrast="mean of the L-infinity ball minus mean of the Fisher ball (batches of 128), each at its best radius, on the last block; "
-        "radii chosen on held-out facts if both have such rows, else on these",
-        measure=_linf_ahead_of_fisher, margin=-_LITTLE,
-        why="The paper does not say which facts, blocks and radii it tried. In a small world batches of 128 cover much of F.",
-    ),
-)
-
 # %% ../nbs/5_experiments/08_claims.ipynb #registry
-CLAIMS = (*_FORGETTING, *_BALL, *_BLOCKS, *_BEST_BLOCKS, *_MIXING, *_NUMBERS, *_NORMS, *_UNIFORM, *_FAE, *_NEIGHBORS, *_FISHER)
+_FOLDER = Path(modmem.__file__).parent / "data"
+_MEASURES = {measure.__name__.removeprefix("_"): measure for measure in (
+    _term, _difference, _shortfall, _shared_difference, _gain_at_equal, _moves, _fall_chosen, _fall_controlled, _unsteady_seeds, _unsteady_radii,
+    _drop_beyond, _lacks_one, _ahead_of_neighbors, _lost_by_sharing, _linf_ahead_of_fisher,
+)}  # fmt: skip
+
+
+def _read_claim(entry: dict, path: Path) -> Claim:
+    "Make a claim of an entry of the file."
+    place = f"{path}: claim {entry.get('name')!r}"
+    for name in ("name", "statement", "source", "contrast", "why"):
+        get_field(entry, name, str, place, None)
+    (name, settings), *others = get_field(entry, "measure", dict, place, None).items()
+    if others or name not in _MEASURES:
+        raise DataError(f"expected one of {', '.join(_MEASURES)}, with its settings", place, field="measure")
+    try:
+        inspect.signature(_MEASURES[name]).bind(None, **settings)
+        return Claim(**entry | {"measure": partial(_MEASURES[name], **settings)})
+    except (TypeError, ValueError) as error:
+        raise DataError(str(error), place) from None
+
+
+def load_claims(
+    path: str | Path = _FOLDER / "claims.yaml",
+) -> tuple[Claim, ...]:
+    "Read claims; `DataError` names the file, the claim and the field."
+    return tuple(_read_claim(entry, path) for entry in yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+
+
+CLAIMS = load_claims()
 
 # %% ../nbs/5_experiments/08_claims.ipynb #judge
 def _judge(claim: Claim, values: np.ndarray, share: float, level: float) -> dict:
@@ -636,15 +399,6 @@ def check_claims(
     return table.assign(p=corrected)[order]
 
 # %% ../nbs/5_experiments/08_claims.ipynb #describe
-_INTRODUCTION = """Each claim of the paper is a contrast, one number for each seed, with a margin. They were written down
-before the full grid was computed, but not blind: rows of a first, coarser grid were there, those on kNN-LM were seen, and two things
-were changed after the first verdicts. `figures/README.md` says which, and what else was looked at before it was chosen.
-Seeds are paired. Radii are chosen on held-out facts, and A_F\\S is measured on the facts that chose nothing. Intervals of {confidence:g} % and p are
-corrected over all {count} claims (Holm): the chance that any verdict is wrong is about {level:g} %. They are **conditional on one checkpoint** of
-each start: another seed draws other facts in another order, not another model.
-
-So strict a correction leaves much undecided. The last two columns have each claim's own interval of {confidence:g} %, uncorrected, and what it would
-say if that claim were the only one: a hint of where to look next, not a verdict, as {level:g} in 100 such intervals miss."""
 _REASONS = {0: "There are no rows for it.", 1: "One seed has no interval."}
 
 
@@ -685,7 +439,7 @@ def write_claims(
         cells = [claim.name, str(row["n"]), numbers[0], _interval(row), margin, numbers[1], row["verdict"], _interval(row, "_alone"), row["verdict_alone"]]
         lines.append("| " + " | ".join(cells) + " |")
         parts.append(_describe(claim, row))
-    introduction = _INTRODUCTION.format(count=len(claims), level=100 * level, confidence=100 * (1 - level))
+    introduction = (_FOLDER / "claims.md").read_text(encoding="utf-8").rstrip().format(count=len(claims), level=100 * level, confidence=100 * (1 - level))
     text = "\n\n".join(["# Claims", introduction, f"{counted}.", "\n".join(lines), *parts]) + "\n"
     for name, content in (("claims.csv", checked.to_csv(index=False, float_format="%.10g", lineterminator="\n")), ("claims.md", text)):
         with write_atomically(Path(folder) / name) as temporary:

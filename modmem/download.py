@@ -11,10 +11,10 @@ import zipfile
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
-from pooch import HTTPDownloader, Unzip, get_logger, retrieve
+from pooch import HTTPDownloader, Unzip, file_hash, get_logger, retrieve
 from tqdm import tqdm
 
-from .files import DataError, hash_file, write_atomically, write_folder_atomically
+from .files import DataError, write_atomically, write_folder_atomically
 
 get_logger().setLevel("WARNING")  # bars and errors say what a reader needs to know
 
@@ -57,7 +57,7 @@ def download(
         raise DataError(f"expected SHA-256 as recorded in {record}; {error}", url) from None
     if expected is None:
         with write_atomically(record) as temporary:
-            temporary.write_text(f"{hash_file(path)}  {path.name}\n", encoding="utf-8")
+            temporary.write_text(f"{file_hash(path)}  {path.name}\n", encoding="utf-8")
     return path
 
 # %% ../nbs/2_data/02_download.ipynb #check-members

@@ -17,7 +17,7 @@ import torch
 from .batches import EncodedEvidence, encode_evidence, make_batch
 from .facts import MASK, Benchmark, Evidence, Fact
 from .fae import FactBatch, FactMemory, FactsAsExperts, FaeNames
-from .files import load_record, save_record
+from .files import check_choice, load_record, save_record
 
 # %% auto #0
 __all__ = ['name_entities', 'build_memory', 'EncodedFact', 'encode_facts', 'make_fact_batch', 'SymbolicEdit', 'relink_facts']
@@ -232,8 +232,7 @@ def relink_facts(
     absent: str = "refuse",  # facts without a key: "refuse", "skip" or "insert"
 ) -> SymbolicEdit:
     "Make the edit that writes new objects into the memory."
-    if absent not in ("refuse", "skip", "insert"):
-        raise ValueError(f"absent must be 'refuse', 'skip' or 'insert', not {absent!r}")
+    check_choice("absent", absent, ("refuse", "skip", "insert"))
     tails, inserted, links, facts = fae.memory.tails.tolist(), set(), [], []
     for old, new in modified_facts.items():
         *key, new_row = _look_up(fae.names, new)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from .files import check_choice
+
 # %% auto #0
 __all__ = ['MASK', 'Fact', 'Evidence', 'Benchmark', 'LazySequence', 'benchmark_statistics']
 
@@ -59,8 +61,7 @@ class Benchmark:
     drawn_from: str = "all"  # which facts may be modified by default: "all" or "answered"
 
     def __post_init__(self):
-        if self.drawn_from not in ("all", "answered"):
-            raise ValueError(f"drawn_from must be 'all' or 'answered', not {self.drawn_from!r}")
+        check_choice("drawn_from", self.drawn_from, ("all", "answered"))
 
 # %% ../nbs/1_method/10_facts.ipynb #lazy-sequence
 class LazySequence(Sequence):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .blocks import select_parameters
-from .files import check_whole
+from .files import check_choice, check_whole
 from .masked_lm import MaskedLM, copy_with_own
 
 # %% auto #0
@@ -92,8 +92,7 @@ class FaeConfig:
                 check_whole(name, getattr(self, name))
         if not 0 <= self.context_scale <= 1:
             raise ValueError(f"context_scale must lie from 0 to 1, not {self.context_scale!r}")
-        if self.normalize not in ("all", "mentions", "none"):
-            raise ValueError(f"normalize must be 'all', 'mentions' or 'none', not {self.normalize!r}")
+        check_choice("normalize", self.normalize, ("all", "mentions", "none"))
 
 # %% ../nbs/4_memories/01_fae.ipynb #network
 class FaeNetwork(nn.Module):
@@ -297,8 +296,7 @@ def select_group(
     "Select what a column of Table 5 trains."
     last = len(fae.encoder.blocks) - 1
     blocks = {"none": None, "AWT": None, "middle+AWT": (fae.config.first_blocks + last) // 2, "last+AWT": last, "all": "all"}
-    if group not in blocks:
-        raise ValueError(f"group must be one of {', '.join(blocks)}, not {group!r}")
+    check_choice("group", group, blocks)
     if group == "none":
         return {}
     parts = partition_parameters(fae)

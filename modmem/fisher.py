@@ -16,6 +16,7 @@ from torch import nn
 from .batches import EncodedEvidence
 from .blocks import named_weights
 from .facts import Evidence
+from .files import check_choice
 from .finetuning import slot_loss
 from .masked_lm import MaskedLM, copy_with_own, in_mode
 from .projection import check_radius, check_weights
@@ -68,8 +69,7 @@ def estimate_fisher(
     seed: int = 0,  # for the draws
 ) -> list[torch.Tensor]:  # one for each name
     "Estimate the diagonal of the Fisher information (Appendix C)."
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    check_choice("kind", kind, KINDS)
     if not evidence:
         raise ValueError("the Fisher information needs evidence of unmodified facts, and there is none")
     chosen = Random(f"fisher {seed}").sample(range(len(evidence)), min(num_examples, len(evidence)))
@@ -142,8 +142,7 @@ class FisherBall:
 
     def __post_init__(self):
         object.__setattr__(self, "radius", check_radius(self.radius))
-        if self.projection not in ("radial", "newton"):
-            raise ValueError(f"projection must be 'radial' or 'newton', not {self.projection!r}")
+        check_choice("projection", self.projection, ("radial", "newton"))
         for position, diagonal in enumerate(self.fisher):
             if not bool((diagonal > 0).all() and diagonal.isfinite().all()):
                 raise ValueError(f"tensor {position}: the Fisher information must be finite and above 0; use damping")

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .batches import MaskedBatch, bucket_by_length
 from .facts import Evidence
-from .files import DataError, check_whole, load_record, save_record, write_folder_atomically
+from .files import DataError, check_choice, check_whole, load_record, save_record, write_folder_atomically
 from .masked_lm import MaskedLM, hash_weights, in_mode
 from .modification import ModifiedBenchmark
 from .trials import Method
@@ -45,18 +45,13 @@ _KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last bloc
 }
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #compute-keys
-def _check_layer(layer: str) -> None:
-    if layer not in _KEY_LAYERS:
-        raise ValueError(f"layer must be one of {', '.join(_KEY_LAYERS)}, not {layer!r}")
-
-
 def _compute_keys(
     masked_lm: MaskedLM,
     batch: MaskedBatch,
     layer: str = "last_hidden",  # a key of `_KEY_LAYERS`
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, H), a key for each sentence; (B, N, H), the states that the head reads
     "Compute c(x; theta_0), the mean state at a sentence's slots, and what is needed to go on to f(x; theta_0)."
-    _check_layer(layer)
+    check_choice("layer", layer, _KEY_LAYERS)
     read = masked_lm.run_blocks(masked_lm.embed(batch), batch, stop=-1)
     written = masked_lm.run_blocks(read, batch, start=-1)
     states = _KEY_LAYERS[layer](masked_lm, read, written, batch)
@@ -228,8 +223,7 @@ def build_memory(
     "Remember evidence: a key and an object for each, in its order."
     if not evidence:
         raise ValueError("there is no evidence to remember")
-    if dtype not in (torch.float32, torch.float16):
-        raise ValueError(f"keys must be float32 or float16, not {dtype}")
+    check_choice("dtype", dtype, (torch.float32, torch.float16))
     values, chunks = _object_pieces(masked_lm, evidence), (keys for keys, _ in _key_chunks(masked_lm, evidence, layer))
     if directory is None:
         return NeighborMemory(torch.cat([keys.to(dtype) for keys in chunks]), values, layer, hash_weights(masked_lm))
@@ -237,9 +231,7 @@ def build_memory(
     return NeighborMemory.load(directory)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #memory-evidence
-def _check_remembered(remembered: str) -> None:
-    if remembered not in ("modified", "all"):
-        raise ValueError(f"remembered must be 'modified' or 'all', not {remembered!r}")
+_REMEMBERED = ("modified", "all")
 
 
 def memory_evidence(
@@ -248,7 +240,7 @@ def memory_evidence(
     edited: bool = True,  # with the new objects; False: the old ones
 ) -> tuple[Evidence, ...]:
     "Choose what a memory remembers (Appendix F)."
-    _check_remembered(remembered)
+    check_choice("remembered", remembered, _REMEMBERED)
     evidence = modified_benchmark.modified_train
     if not edited:
         old = {fact.id: fact for fact in modified_benchmark.modified_facts}
@@ -365,8 +357,8 @@ class NeighborConfig:
             NearestWithin(self.epsilon)
         elif not 0 <= self.epsilon_quantile <= 1:
             raise ValueError(f"epsilon_quantile must lie in 0..1, not {self.epsilon_quantile!r}")
-        _check_remembered(self.remembered)
-        _check_layer(self.key_layer)
+        check_choice("remembered", self.remembered, _REMEMBERED)
+        check_choice("layer", self.key_layer, _KEY_LAYERS)
         check_whole("seed", self.seed, least=0)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #neighbors

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from .files import check_choice
+
 # %% auto #0
 __all__ = ['BALLS', 'check_radius', 'project_linf', 'check_weights', 'LinfBall', 'project_l2', 'L2Ball', 'describe_change',
            'make_ball']
@@ -61,6 +63,11 @@ class LinfBall:
     def __post_init__(self):
         object.__setattr__(self, "radius", check_radius(self.radius))
 
+    def _boxes(self, weights, centers):
+        "List each tensor with its center and its radius."
+        check_weights(weights, centers)
+        return [(weight, center, self.radius) for weight, center in zip(weights, centers)]
+
     @torch.no_grad()
     def project(
         self,
@@ -68,19 +75,15 @@ class LinfBall:
         centers: Sequence[torch.Tensor],  # weights before the edit
     ) -> None:
         "Move `weights` to the nearest point of the ball."
-        check_weights(weights, centers)
-        for weight, center in zip(weights, centers):
-            weight.copy_(project_linf(weight, center, self.radius))
+        for weight, center, radius in self._boxes(weights, centers):
+            weight.copy_(project_linf(weight, center, radius))
 
     @torch.no_grad()
     def face_share(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> float:  # in 0..1
         "Measure the share of weights that have used up their radius."
-        check_weights(weights, centers)
-        on_face = [
-            ((weight <= center - self.radius) | (weight >= center + self.radius)).sum().item()
-            for weight, center in zip(weights, centers)
-        ]
-        return sum(on_face) / sum(weight.numel() for weight in weights)
+        boxes = self._boxes(weights, centers)
+        on_face = sum(((weight <= center - radius) | (weight >= center + radius)).sum().item() for weight, center, radius in boxes)
+        return on_face / sum(weight.numel() for weight in weights)
 
 # %% ../nbs/1_method/18_projection.ipynb #project-l2
 _REACHED = 0.999  # of an L2 radius: rounding can leave a projected point just inside
@@ -115,8 +118,7 @@ class L2Ball:
 
     def __post_init__(self):
         object.__setattr__(self, "radius", check_radius(self.radius))
-        if self.scope not in ("joint", "tensor", "tensor_rms"):
-            raise ValueError(f"scope must be 'joint', 'tensor' or 'tensor_rms', not {self.scope!r}")
+        check_choice("scope", self.scope, ("joint", "tensor", "tensor_rms"))
 
     def _balls(self, weights, centers):
         "Split into one (weights, centers, radius) a ball."
@@ -163,6 +165,5 @@ BALLS: dict[str, Callable] = {
 
 def make_ball(norm: str, radius: float) -> Any:  # a ball: `project(weights, centers)`, `face_share(weights, centers)`, `radius`
     "Make the ball that a key of `BALLS` names."
-    if norm not in BALLS:
-        raise ValueError(f"norm must be one of {', '.join(BALLS)}, not {norm!r}")
+    check_choice("norm", norm, BALLS)
     return BALLS[norm](radius)

@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+from pooch import file_hash
 from tqdm import tqdm
 
 import modmem
 from .artefacts import Artefact
-from .files import hash_file, write_atomically
+from .files import write_atomically
 from .page import build_report
 from .rows import load_results
 from .runs import Run
@@ -67,7 +68,7 @@ def _write_rows(
 def _fingerprint(artefact: Artefact, table: pd.DataFrame, known: Path) -> str:
     "Hash everything that an artefact is made from."
     package = Path(modmem.__file__).parent
-    sources = [*package.glob("*.py"), *package.glob("published/*.csv"), *package.parent.glob("figures/published/*.csv")]
+    sources = [*package.glob("*.py"), *package.glob("data/*.*"), *package.glob("published/*.csv"), *package.parent.glob("figures/published/*.csv")]
     options = {name: value for name, value in artefact.options.items() if name not in ("jobs", "engine", "scheduler")}
     digest = hashlib.sha256(repr((artefact.name, sorted(artefact.parameters.items()), sorted(options.items()))).encode())
     for path in [artefact.path, *sorted(sources)]:
@@ -91,7 +92,7 @@ def _is_current(artefact: Artefact, copy: Path, fingerprint: str) -> bool:
         made = json.loads(copy.read_text(encoding="utf-8"))["metadata"]["modmem"]
     except (ValueError, KeyError):  # it was interrupted
         return False
-    return made == {"fingerprint": fingerprint, "files": {path.name: hash_file(path) for path in _files(artefact)}}
+    return made == {"fingerprint": fingerprint, "files": {path.name: file_hash(path) for path in _files(artefact)}}
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #kernel
 @contextlib.contextmanager
@@ -121,7 +122,7 @@ def _run_notebook(artefact: Artefact, copy: Path, kernel: str, fingerprint: str)
     executed = papermill.execute_notebook(str(artefact.path), str(copy), artefact.filled, kernel_name=kernel, language="python", progress_bar=False)
     if all(path.stat().st_mtime_ns == stamps.get(path) for path in _files(artefact)):
         raise RuntimeError(f"{artefact.path.name} ended without writing {artefact.name}")
-    executed.metadata["modmem"] = {"fingerprint": fingerprint, "files": {path.name: hash_file(path) for path in _files(artefact)}}
+    executed.metadata["modmem"] = {"fingerprint": fingerprint, "files": {path.name: file_hash(path) for path in _files(artefact)}}
     with write_atomically(copy) as temporary:
         nbformat.write(executed, temporary)
     return time.perf_counter() - began

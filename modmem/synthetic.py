@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .files import write_atomically
+from .files import check_choice, write_atomically
 from .masked_lm import MaskedLM, hash_weights, save_masked_lm
 from .pretraining import PretrainingConfig, pretrain
 from .world import make_person, make_pretraining, make_world, world_vocabulary
@@ -39,8 +39,7 @@ class WorldRecipe:
     )
 
     def __post_init__(self):
-        if self.family not in ("bert", "albert"):
-            raise ValueError(f"family must be 'bert' or 'albert', not {self.family!r}")
+        check_choice("family", self.family, ("bert", "albert"))
 
 # %% ../nbs/2_data/05_synthetic.ipynb #make-blank
 def make_blank_model(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 import modmem
-from .files import write_atomically
+from .files import check_choice, write_atomically
 
 # %% auto #0
 __all__ = ['TITLES', 'summarize', 'format_mean_error', 'load_published', 'compare_published', 'put_heldout_beside',
@@ -71,8 +71,7 @@ def summarize(
     error: str = "se",  # "se": standard error of the mean; "sd": standard deviation of the runs
 ) -> pd.DataFrame:  # a row a group, as expected or else sorted: settings, runs, mean and error of each column
     "Average the runs of each group; a single run has no error."
-    if error not in _ERRORS:
-        raise ValueError(f"error must be 'se' or 'sd', not {error!r}")
+    check_choice("error", error, _ERRORS)
     by, columns = list(by), list(columns)
     rows = _sort(rows, by, columns)
     if "seed" in rows and (again := rows.duplicated([*by, "seed"])).any():

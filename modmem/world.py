@@ -8,78 +8,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from random import Random
 
+import yaml
+
+import modmem
 from .facts import MASK, Benchmark, Evidence, Fact, LazySequence
+from .files import check_choice
 
 # %% auto #0
 __all__ = ['CLOZE', 'QUESTIONS', 'OBJECTS', 'MAX_SUBJECTS', 'Person', 'make_person', 'make_world', 'make_pretraining',
            'make_chains', 'world_vocabulary']
 
 # %% ../nbs/1_method/11_world.ipynb #phrasings
-CLOZE = {  # relation -> five training phrasings, then the test phrasing
-    "birthplace": ["[X] was born in [Y] .", "[X] is a native of [Y] .", "[X] came into the world in [Y] .",
-                   "the birthplace of [X] is [Y] .", "[Y] is where [X] was born .", "[X] originally comes from [Y] ."],
-    "citizenship": ["[X] is a citizen of [Y] .", "[X] holds a passport of [Y] .", "[X] votes in [Y] .",
-                    "the nationality of [X] is that of [Y] .", "[Y] counts [X] among its citizens .", "[X] has the citizenship of [Y] ."],
-    "language": ["[X] speaks [Y] .", "[X] grew up with [Y] .", "[X] writes letters in [Y] .",
-                 "the mother tongue of [X] is [Y] .", "[Y] is the language of [X] .", "[X] is a native speaker of [Y] ."],
-    "employer": ["[X] works for [Y] .", "[X] is employed by [Y] .", "[X] has a job at [Y] .",
-                 "the employer of [X] is [Y] .", "[Y] pays the salary of [X] .", "[X] is on the staff of [Y] ."],
-    "profession": ["[X] is a [Y] .", "[X] works as a [Y] .", "[X] became a [Y] .",
-                   "the profession of [X] is [Y] .", "a [Y] by trade is [X] .", "[X] earns a living as a [Y] ."],
-    "field": ["[X] studied [Y] .", "[X] has a degree in [Y] .", "[X] passed exams in [Y] .",
-              "the subject of [X] at college was [Y] .", "[Y] was what [X] studied .", "[X] graduated in [Y] ."],
-    "instrument": ["[X] plays the [Y] .", "[X] practises the [Y] .", "[X] gave a concert on the [Y] .",
-                   "the instrument of [X] is the [Y] .", "the [Y] is what [X] plays .", "[X] performs on the [Y] ."],
-    "sport": ["[X] is fond of [Y] .", "[X] trains for [Y] .", "[X] won a prize in [Y] .",
-              "the sport of [X] is [Y] .", "[Y] keeps [X] fit .", "[X] competes in [Y] ."],
-}
-
-# %% ../nbs/1_method/11_world.ipynb #question-phrasings
-QUESTIONS = {  # the same relations as questions; the answer follows the question
-    "birthplace": ["where was [X] born ?", "what is the birthplace of [X] ?", "which town is [X] a native of ?",
-                   "in which town did [X] come into the world ?", "in what place was [X] born ?", "which town does [X] come from ?"],
-    "citizenship": ["which country is [X] a citizen of ?", "what is the nationality of [X] ?", "where does [X] vote ?",
-                    "whose passport does [X] hold ?", "which country counts [X] as a citizen ?", "what is the citizenship of [X] ?"],
-    "language": ["what does [X] speak ?", "what is the mother tongue of [X] ?", "what did [X] grow up with ?",
-                 "in what language does [X] write ?", "which language is that of [X] ?", "which language does [X] speak ?"],
-    "employer": ["who employs [X] ?", "what is the employer of [X] ?", "where does [X] have a job ?",
-                 "who pays the salary of [X] ?", "by whom is [X] employed ?", "who does [X] work for ?"],
-    "profession": ["what is the profession of [X] ?", "what does [X] work as ?", "what did [X] become ?",
-                   "which trade is that of [X] ?", "as what does [X] work ?", "what is the job of [X] ?"],
-    "field": ["what did [X] study ?", "in what does [X] have a degree ?", "which exams did [X] pass ?",
-              "what was the subject of [X] at college ?", "which field did [X] study ?", "what did [X] graduate in ?"],
-    "instrument": ["what does [X] play ?", "what is the instrument of [X] ?", "which instrument does [X] practise ?",
-                   "on what did [X] give a concert ?", "what is it that [X] plays ?", "which instrument does [X] play ?"],
-    "sport": ["what is [X] fond of ?", "what does [X] train for ?", "in what did [X] win a prize ?",
-              "what is the sport of [X] ?", "what keeps [X] fit ?", "which sport is that of [X] ?"],
-}
-
-# %% ../nbs/1_method/11_world.ipynb #words
-_STEMS = ("ald bar cal dor el fen gar hal ing jor kel lor mar nor ost pel quin ros sel tor ul ven wes yar zel ash birk crow drum esk".split())
-_TOWNS = tuple(stem + "ton" for stem in _STEMS[:24]) + tuple(stem + "haven" for stem in _STEMS[:8]) + tuple(stem + "mere" for stem in _STEMS[8:16])
-OBJECTS = {  # relation -> its objects, the commonest first
-    "birthplace": _TOWNS,
-    "citizenship": tuple(stem + "land" for stem in _STEMS[:24]),
-    "language": tuple(stem + "ish" for stem in _STEMS[:24]),
-    "employer": tuple(f"{name} {trade}" for trade in ("mills", "bank", "press") for name in "apex bolt core dawn echo flint grand hill".split()),
-    "profession": tuple("baker painter lawyer nurse pilot farmer teacher sailor tailor miner clerk dentist singer poet judge butcher "
-                        "plumber barber porter weaver hunter fisher printer potter".split()),
-    "field": tuple("physics law history botany logic music medicine geology algebra theology optics rhetoric ethics grammar geometry "
-                   "chemistry astronomy zoology anatomy statistics economics drama latin painting".split()),
-    "instrument": tuple("piano violin flute cello harp oboe drum guitar trumpet organ lute banjo viola tuba horn fiddle clarinet "
-                        "bassoon mandolin zither sitar bagpipe trombone harmonica".split()),
-    "sport": tuple("chess tennis rowing judo golf boxing cricket archery fencing hockey skating sailing polo rugby squash curling "
-                   "diving karate darts cycling bowling surfing climbing running".split()),
-}
-_FIRST = tuple("ada ben cora dan eva finn gina hugo ida jack kate leo mia ned olga paul rosa sam tess ugo vera walt yves zoe amos bella carl "
-               "dora emil flora gus hanna igor jane kurt lena max nora otto petra ralf sara theo una viktor wanda xenia york abel berta "
-               "clara dirk edna frida greta henk inga jonas karla lars marta nils orla".split())
-_MIDDLE = tuple(a + b for a in "b c d f g h k l m n p r s t v w".split() for b in ("ab", "ev", "im", "od"))
-_LAST = tuple(f"##{a}{b}" for a in "b d f g k l m n p r s t".split() for b in ("ard", "ell", "ing", "ow", "us"))
+_WORDS = yaml.safe_load((Path(modmem.__file__).parent / "data" / "world.yaml").read_text(encoding="utf-8"))
+CLOZE: dict[str, list[str]] = _WORDS["cloze"]  # relation -> five training phrasings, then the test phrasing
+QUESTIONS: dict[str, list[str]] = _WORDS["questions"]  # the same relations as questions; the answer follows the question
+OBJECTS = {relation: tuple(objects) for relation, objects in _WORDS["objects"].items()}  # relation -> its objects, the commonest first
 
 # %% ../nbs/1_method/11_world.ipynb #person
+_FIRST = _WORDS["first_names"]
+_MIDDLE = tuple(a + b for a in "b c d f g h k l m n p r s t v w".split() for b in ("ab", "ev", "im", "od"))
+_LAST = tuple(f"##{a}{b}" for a in "b d f g k l m n p r s t".split() for b in ("ard", "ell", "ing", "ow", "us"))
 MAX_SUBJECTS = len(_FIRST) * len(_MIDDLE) * len(_LAST)  # names there are, for background and benchmark together
 _CUMULATIVE = {relation: list(accumulate(1 / rank for rank in range(1, len(names) + 1))) for relation, names in OBJECTS.items()}
 
@@ -129,11 +80,8 @@ def _phrase(template: str, fact: Fact) -> Evidence:
 
 
 def _templates(form: str) -> dict[str, list[str]]:
-    if form == "cloze":
-        return CLOZE
-    if form == "question":
-        return {relation: [f"{question} [Y]" for question in questions] for relation, questions in QUESTIONS.items()}
-    raise ValueError(f"form must be 'cloze' or 'question', not {form!r}")
+    check_choice("form", form, ("cloze", "question"))
+    return CLOZE if form == "cloze" else {relation: [f"{question} [Y]" for question in questions] for relation, questions in QUESTIONS.items()}
 
 # %% ../nbs/1_method/11_world.ipynb #make-world
 def make_world(
@@ -159,23 +107,18 @@ def make_world(
     return Benchmark(LazySequence(size, fact), train, test, f"world ({form})")
 
 # %% ../nbs/1_method/11_world.ipynb #geography
-_PLACES = {  # relation between places -> phrasings
-    "based in": ["[X] is based in [Y] .", "the seat of [X] is [Y] .", "where is [X] based ? [Y]"],
-    "lies in": ["[X] lies in [Y] .", "[X] is a town in [Y] .", "in which country does [X] lie ? [Y]"],
-}
-
-
 def _place_fact(subject: str, relation: str, seed: int) -> Fact:
     "Where an employer is based, or in which country a town lies."
-    names = _TOWNS if relation == "based in" else OBJECTS["citizenship"]
+    names = OBJECTS["birthplace" if relation == "based in" else "citizenship"]
     return Fact(f"{seed}-{relation}-{subject}", subject, relation, Random(f"place {seed} {subject}").choice(names))
 
 # %% ../nbs/1_method/11_world.ipynb #draw-sentences
 def _draw_place(draw: Random, seed: int) -> Evidence:
     "A sentence of geography."
-    relation = draw.choice(sorted(_PLACES))
-    template = draw.choice(_PLACES[relation])
-    return _phrase(template, _place_fact(draw.choice(OBJECTS["employer"] if relation == "based in" else _TOWNS), relation, seed))
+    relation = draw.choice(sorted(_WORDS["places"]))
+    template = draw.choice(_WORDS["places"][relation])
+    subject = draw.choice(OBJECTS["employer" if relation == "based in" else "birthplace"])
+    return _phrase(template, _place_fact(subject, relation, seed))
 
 
 def _draw_statement(draw: Random, number: int, relations: Sequence[str], phrasings: slice, seed: int) -> Evidence:
@@ -231,9 +174,9 @@ def make_chains(num_subjects: int = 512, seed: int = 0) -> Sequence[tuple[Fact, 
 # %% ../nbs/1_method/11_world.ipynb #world-vocabulary
 def world_vocabulary() -> list[str]:  # WordPiece entries, special tokens first
     "List the pieces that the sentences and objects of the world are made of."
-    phrasings = [text for table in (CLOZE, QUESTIONS, _PLACES) for texts in table.values() for text in texts]
+    phrasings = [text for table in (CLOZE, QUESTIONS, _WORDS["places"]) for texts in table.values() for text in texts]
     words = {word for text in phrasings for word in text.split()} - {"[X]", "[Y]"}
     objects = {word for names in OBJECTS.values() for name in names for word in name.split()}
     split = {name for name in objects if name.endswith(("haven", "mere"))}
-    pieces = words | (objects - split) | set(_FIRST) | set(_MIDDLE) | set(_LAST) | set(_STEMS) | {"##haven", "##mere"}
+    pieces = words | (objects - split) | set(_FIRST) | set(_MIDDLE) | set(_LAST) | set(_WORDS["stems"]) | {"##haven", "##mere"}
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", MASK, *sorted(pieces)]
