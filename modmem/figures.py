@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+import modmem
 from .files import write_atomically
 from .tables import TITLES, describe_errors, save_table
 
@@ -38,14 +39,7 @@ COLORS = {
 
 # %% ../nbs/5_experiments/06_figures.ipynb #style
 _COLUMN = 3.3  # inches
-_STYLE = {
-    "font.size": 7.5, "axes.labelsize": 7.5, "axes.titlesize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
-    "legend.title_fontsize": 7, "lines.linewidth": 1, "lines.markersize": 3.5, "axes.linewidth": 0.6, "axes.spines.top": False,
-    "axes.spines.right": False, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 3, "ytick.major.size": 3,
-    "legend.frameon": False, "legend.columnspacing": 1.0, "legend.handlelength": 1.4, "legend.handletextpad": 0.5,
-    "figure.constrained_layout.use": True, "figure.dpi": 80, "savefig.dpi": 300, "svg.hashsalt": "modmem",
-}
-HOUSE_STYLE = ["default", sns.axes_style("ticks"), _STYLE]  # whatever style is set
+HOUSE_STYLE = ["default", sns.axes_style("ticks"), str(Path(modmem.__file__).parent / "data" / "house.mplstyle")]  # whatever style is set
 MEANS = {"estimator": "median", "errorbar": ("pi", 100)}  # of `spread_means`
 
 

@@ -15,6 +15,7 @@ from string import Template
 import pandas as pd
 from markdown import Markdown
 
+import modmem
 from .files import write_atomically
 from .tables import TITLES, compare_published, load_published, write_table
 
@@ -48,28 +49,7 @@ def _render(
     return re.sub(r'(<img [^>]*src=")([^"]+)"', lambda match: f'{match[1]}{_embed(folder / match[2])}"', page)
 
 # %% ../nbs/6_commands/02_page.ipynb #page
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>modmem: $scale</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 76rem; margin: 0 auto; padding: 1rem }
-h1 { font-size: 1.4rem; line-height: 1.2; margin: .5rem 0 } h2 { margin: 3rem 0 .5rem; border-top: 1px solid #ccc; padding-top: 1rem }
-a { color: #0a58a8 } p, li { max-width: 48rem } img { width: 100%; max-width: 30rem; height: auto } summary { cursor: pointer }
-header { display: grid; grid-template-columns: 1fr 1fr; gap: 0 2rem } header img { max-width: 36rem } header p { font-size: .9rem; margin: .5rem 0 }
-nav { columns: 2; font-size: .8rem; line-height: 1.35 } nav a { display: block; break-inside: avoid; margin-bottom: .2rem }
-.wide { overflow-x: auto } table { width: max-content; border-collapse: collapse; font-size: .76rem; line-height: 1.35 }
-th { text-align: left; vertical-align: bottom; max-width: 4.6rem; border-bottom: 2px solid #888 } td { vertical-align: top; max-width: 18rem }
-th, td { padding: .2rem .4rem }
-tr:nth-child(even) td { background: #f5f5f5 } td[style] { white-space: nowrap; font-variant-numeric: tabular-nums }
-.holds { color: #00734f } .contradicted { color: #a84a00 } .undecided, .run { color: #666 } .run { font-style: italic }
-td sup { position: absolute; margin-top: -.3em; font-size: .65em } .footnote { font-size: .8rem } .footnote hr { display: none } .footnote p { margin: 0 } .footnote-backref ~ .footnote-backref { display: none }
-@media (max-width: 56rem) { header { display: flex; flex-direction: column } header div { display: contents } nav { order: 1; margin: 1rem 0 } }
-</style></head><body><header><div><h1>Modifying memories: results at scale <em>$scale</em></h1>
-<p>Accuracies are in percent: A_M on the modified facts, A_F\\S on the unmodified ones. <em>paper</em> marks the number that the paper
-prints, for its own models and data: at a smaller scale the pattern compares, not the number. <em>held out</em> marks the radius that
-other facts than the reported ones choose, and the accuracy there.</p>$dial<nav>$links</nav></div>$forest</header>
-$sections
-</body></html>
-""")
+_PAGE = Template((Path(modmem.__file__).parent / "data" / "report.html").read_text(encoding="utf-8"))
 
 # %% ../nbs/6_commands/02_page.ipynb #describe-absent
 def _describe_absent(name: str, published: str | Path | None) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import modmem
 from .files import check_choice, write_atomically
 from .masked_lm import MaskedLM, hash_weights, save_masked_lm
 from .pretraining import PretrainingConfig, pretrain
@@ -88,23 +89,8 @@ def build_world_model(
 def _model_card(masked_lm: MaskedLM, recipe: WorldRecipe, accuracy: dict[str, float]) -> str:
     "The model card, as Markdown."
     size = sum(parameter.numel() for parameter in masked_lm.model.parameters())
-    return f"""---
-license: apache-2.0
-language: en
-pipeline_tag: fill-mask
----
-# The pretrained model of modmem's synthetic world
-
-A {recipe.family.upper()} of {recipe.num_blocks} blocks, hidden size {recipe.hidden_size}, {size:,} weights and {len(world_vocabulary())} word pieces, trained
-from random weights by masked language modelling (the object of each sentence hidden) on {recipe.pretraining.steps} batches of
-{recipe.pretraining.batch_size} invented biographical sentences. It knows nothing about the real world and is meant for one use:
-experiments on modifying facts that run anywhere.
-
-Of the benchmark's facts it answers {accuracy["all"]} % in a phrasing it never saw for any of their subjects: {accuracy["shown"]} % of those that
-pretraining showed in other phrasings, {accuracy["not_shown"]} % of the others (guessing the commonest object scores 26 %).
-
-`recipe.json` holds the full recipe; `modmem pretrain --synthetic --output DIR`, with `--recipe large` or `--recipe albert` for these, rebuilds the model from it.
-"""
+    card = (Path(modmem.__file__).parent / "data" / "model_card.md").read_text(encoding="utf-8")
+    return card.format(recipe=recipe, family=recipe.family.upper(), size=size, pieces=len(world_vocabulary()), accuracy=accuracy)
 
 # %% ../nbs/2_data/05_synthetic.ipynb #save-world-model
 def save_world_model(

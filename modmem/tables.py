@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 import modmem
 from .files import check_choice, write_atomically
@@ -212,27 +213,7 @@ def describe_errors(
     return f"± {names[0]}, {counted}" if runs[-1] > 1 else "single runs: no errors"
 
 # %% ../nbs/5_experiments/05_tables.ipynb #titles
-TITLES = {
-    "table_1": "Table 1: the datasets",
-    "table_2": "Table 2: the best settings of each model",
-    "table_3": "Table 3: fine-tuning on modified facts without a constraint",
-    "table_4": "Table 4: with and without unmodified facts in the batches",
-    "table_5": "Table 5: parts of FaE",
-    "table_6": "Table 6: kNN-LM",
-    "figure_1": "Figure 1: constrained fine-tuning of all blocks",
-    "figure_2": "Figure 2: single blocks of two models, T-REx",
-    "figure_3": "Figure 3: blocks and numbers of modified facts, zsRE",
-    "figure_4": "Figure 4: without a constraint, from three starts",
-    "tradeoff": "The whole trade-off: accuracy on modified and on unmodified facts along the radius",
-    "baselines": "Baselines: training on all facts",
-    "equal_steps": "A control: as many steps for every number of facts",
-    "norms": "Two norms: L-infinity beside L2",
-    "learning_rates": "The learning rate",
-    "constraints": "Other constraints: the trade-off of each",
-    "constraints_matched": "Other constraints, read off at the same A_M",
-    "ablation": "How facts and new objects are drawn",
-    "radius_choice": "How much choosing the radius flatters",
-}
+TITLES: dict[str, str] = yaml.safe_load((Path(modmem.__file__).parent / "data" / "titles.yaml").read_text(encoding="utf-8"))
 
 # %% ../nbs/5_experiments/05_tables.ipynb #write-table
 _NUMBER = r"(?:-|inf|not run|not reached|-?[\d.,]+(?: \([\d.,]+\))?)?"
