@@ -207,9 +207,7 @@ def choose_artefacts(
 _BAD_SETTINGS = (ArithmeticError, LookupError, NameError, TypeError, ValueError)
 
 
-def list_runs(
-    artefact: Artefact,
-) -> Artefact:  # with its runs and places
+def list_runs(artefact: Artefact) -> Artefact:  # with its runs and places
     "List the rows of an artefact, without computing any; ValueError if its parameters make none."
     cells, namespace = _read_cells(artefact.path), {"__annotations__": {}, "__name__": artefact.name}
     last = next((number for number, cell in enumerate(cells) if cell["id"] == "runs"), -1)

@@ -31,9 +31,7 @@ def _subject_id(fact: Fact) -> str:
     return fact.subject_id or fact.subject
 
 
-def name_entities(
-    benchmark: Benchmark,
-) -> FaeNames:
+def name_entities(benchmark: Benchmark) -> FaeNames:
     "Give every subject, object and relation of a benchmark a row."
     labels = {}
     for fact in benchmark.facts:
@@ -110,10 +108,7 @@ class EncodedFact:
     fact: int  # 0: null; else 1 + its place in the memory
 
 
-def encode_facts(
-    fae: FactsAsExperts,
-    evidence: Sequence[Evidence],
-) -> list[EncodedFact]:
+def encode_facts(fae: FactsAsExperts, evidence: Sequence[Evidence]) -> list[EncodedFact]:
     "Tokenize evidence, find the subjects, and look up the labels."
     read = encode_evidence(fae.encoder.tokenizer, evidence, fae.encoder.max_length)
     spans = _locate_subjects(fae.encoder.tokenizer, evidence, read)

@@ -274,9 +274,7 @@ def copy_fae(
 _PREFIXES = {"tables": ("entities", "relations"), "head": ("encoder.cls.", "encoder.predictions."), "embeddings": ("encoder.",)}
 
 
-def partition_parameters(
-    fae: FactsAsExperts,
-) -> dict[str, list[str]]:  # group -> names of parameters; every parameter is in one group
+def partition_parameters(fae: FactsAsExperts) -> dict[str, list[str]]:  # group -> names of parameters; every parameter is in one group
     "Sort the parameters: embeddings, each block by stage, AWT, the tables, and BERT's head, which is not used."
     first = fae.config.first_blocks
     stages = [f"stage1.{i}" if i < first else f"stage2.{i - first}" for i in range(len(fae.encoder.blocks))]
