@@ -192,18 +192,22 @@ def _at_equal(modified: Sequence[float], unmodified: Sequence[float], target: fl
     return np.nan
 
 
+def _follow(line: pd.DataFrame, value: str, target: pd.Series) -> pd.Series:
+    "Follow the rows of each seed, in the order of their radius, until `modified` is the seed's target; the value there."
+    modified, values = (_wide(line, name, ["radius"]) for name in ("modified", value))
+    known = {seed: modified.loc[seed].dropna() for seed in target.index.intersection(modified.index)}
+    found = {seed: _at_equal(points, values.loc[seed, points.index], target[seed]) if len(points) else np.nan for seed, points in known.items()}
+    return pd.Series(found, target.index, dtype=float)
+
+
 def _gain_at_equal(rows: pd.DataFrame) -> pd.Series:
-    picked = _pick(rows, facts="reported").sort_values("radius")
-    modified, unmodified = (_wide(picked, value, ["position", "radius"]) for value in ("modified", "unmodified"))
-    gains = pd.DataFrame(index=modified.index)
-    for position in {position for position, radius in modified if radius == np.inf}:
-        ours = [key for key in modified if key[0] == position and key[1] < np.inf]
-        for seed in modified.index if ours else ():
-            line, free = modified.loc[seed, ours].notna(), (position, np.inf)
-            known = [key for key in ours if line[key]]
-            reached = _at_equal(modified.loc[seed, known], unmodified.loc[seed, known], modified.loc[seed, free]) if known else np.nan
-            gains.loc[seed, position] = reached - unmodified.loc[seed, free]
-    return gains.mean(axis=1)
+    gains = {}
+    for position, some in _pick(rows, facts="reported").groupby("position"):
+        free, line = some[some["radius"] == np.inf], some[some["radius"] < np.inf]
+        if len(free) and len(line):
+            free = free.set_index("seed")
+            gains[position] = _follow(line, "unmodified", free["modified"]) - free["unmodified"]
+    return pd.DataFrame(gains, dtype=float).mean(axis=1)
 
 # %% ../nbs/5_experiments/08_claims.ipynb #moves
 def _extremes(wide: pd.DataFrame, needed: Sequence = ()) -> list[pd.DataFrame]:
@@ -288,12 +292,7 @@ def _drop_beyond(rows: pd.DataFrame) -> pd.Series:
     line = line[np.isfinite(line["radius"])]
     unedited = line.drop_duplicates("seed").assign(radius=0.0, modified=line["modified_accuracy_before"], drop=0.0)
     line = pd.concat([unedited[unedited["modified"].notna()], line])
-    tables = [_wide(line, value, ["radius"]) for value in ("modified", "drop")]
-    modified, beyond = _average(fae, "modified", ["AWT"]), _average(fae, "drop", ["AWT"])
-    for seed in beyond.index:
-        points = [table.loc[seed].dropna() if seed in table.index else [] for table in tables]
-        beyond[seed] -= _at_equal(*points, modified[seed])
-    return beyond
+    return _average(fae, "drop", ["AWT"]) - _follow(line, "drop", _average(fae, "modified", ["AWT"]))
 
 # %% ../nbs/5_experiments/08_claims.ipynb #neighbors
 def _at_best(rows: pd.DataFrame, value: str, across: str) -> pd.Series:
@@ -346,7 +345,6 @@ _MEASURES = {measure.__name__.removeprefix("_"): measure for measure in (
 
 
 def _read_claim(entry: dict, path: Path) -> Claim:
-    "Make a claim of an entry of the file."
     place = f"{path}: claim {entry.get('name')!r}"
     for name in ("name", "statement", "source", "contrast", "why"):
         get_field(entry, name, str, place, None)

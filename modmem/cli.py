@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 import modmem
-from .files import DataError, write_atomically
+from .files import DataError, load_record, read_jsonl, write_atomically
 
 if TYPE_CHECKING:
     from modmem.editor import Edit
@@ -69,7 +69,6 @@ def _require(fulfilled: bool, otherwise: str) -> None:
 
 
 def _say(message: str) -> None:
-    "Write one line to standard error."
     typer.echo(f"modmem: {' '.join(message.splitlines())}", err=True)
 
 # %% ../nbs/6_commands/04_cli.ipynb #join-parameters
@@ -124,7 +123,6 @@ def _number(text: str) -> float:
 
 
 def _finite(text: str) -> float:
-    "Parse a finite number above zero."
     if math.isinf(value := _number(text)):
         raise typer.BadParameter(f"expected a finite number, found {text!r}")
     return value
@@ -143,7 +141,6 @@ def _blocks(text: str) -> int | list[int] | str:
 
 
 def _device(text: str) -> str:
-    "Parse the name of a device."
     if not re.fullmatch("cpu|mps|cuda(:[0-9]{1,3})?", text):
         raise typer.BadParameter(f"expected cpu, cuda, cuda:N or mps, found {text!r}")
     return text
@@ -178,26 +175,21 @@ def _check_output(path: Path) -> None:
         raise DataError(f"cannot be written, {error.strerror}", path) from None
 
 # %% ../nbs/6_commands/04_cli.ipynb #read-record
-def _read_header(path: Path) -> dict[str, str]:
-    "Read the metadata at the head of a safetensors file, without torch."
+_EDIT_RECORD = frozenset({"base_hash", "edited_hash", "config", "outcome", "evidence"})
+
+
+def _check_tensors(path: Path) -> None:
+    "Refuse what is no safetensors file, or was cut."
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as saved:
-            return saved.metadata() or {}
+        safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise DataError(f"expected a safetensors file: {error}", path) from None
 
 
 def _read_record(path: Path) -> dict:
-    "Read the record of a saved edit."
-    try:
-        record = json.loads(_read_header(path)["modmem_edit"])
-    except (KeyError, json.JSONDecodeError):
-        raise DataError("expected an edit saved by modmem, found other tensors", path) from None
-    if not isinstance(record, dict) or not {"base_hash", "edited_hash", "config", "outcome", "evidence"} <= record.keys():
-        raise DataError("expected an edit saved by modmem, found an incomplete record", path)
-    return record
+    return load_record(path, "edit", _EDIT_RECORD, with_tensors=False)[1]
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-model
 _FAMILIES = ("bert", "albert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
@@ -226,7 +218,7 @@ def _check_model(model: str) -> dict:
     if not isinstance(config, dict) or config.get("model_type") not in _FAMILIES:
         raise DataError(f"expected a model of type {' or '.join(_FAMILIES)}", path, field="model_type")
     for path in weights:
-        _read_header(path)  # a file that was cut says so
+        _check_tensors(path)
     return config
 
 # %% ../nbs/6_commands/04_cli.ipynb #read-source
@@ -254,7 +246,6 @@ def _to_json(results: Mapping, **options) -> str:
 
 
 def _show(value: Any) -> str:
-    "Write a value for people."
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_show(part)}" for key, part in value.items())
     if isinstance(value, float):
@@ -263,7 +254,6 @@ def _show(value: Any) -> str:
 
 
 def _report(results: Mapping, as_json: bool = False) -> None:
-    "Print results on standard output."
     lines, width = [], max(len(key) for key in results)
     for key, value in results.items():
         title = key.replace("_", " ")
@@ -275,7 +265,6 @@ def _report(results: Mapping, as_json: bool = False) -> None:
 
 # %% ../nbs/6_commands/04_cli.ipynb #load
 def _check_device(device: str) -> None:
-    "Refuse a device that this machine has not."
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -285,7 +274,6 @@ def _check_device(device: str) -> None:
 
 
 def _load(model: str, device: str) -> MaskedLM:
-    "Load a model to a device that is there."
     _check_device(device)
     return _lazy.masked_lm.load_masked_lm(model, device)
 
@@ -422,7 +410,7 @@ def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) ->
     "Refuse new objects that the tokenizer cannot say."
     facts = tuple(edits.modified_facts.values())
     kept = set(_lazy.batches.keep_answerable(masked_lm.tokenizer, _lazy.facts.Benchmark(facts, (), ())).facts)
-    for fact, (line, _) in zip(facts, _lazy.files.read_jsonl(path)):
+    for fact, (line, _) in zip(facts, read_jsonl(path)):
         if fact not in kept:
             raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, line, "new_object")
 

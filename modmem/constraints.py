@@ -74,14 +74,12 @@ def modify_constrained(
 
 # %% ../nbs/3_editors/02_constraints.ipynb #penalties
 def _ewc(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: PenalizedConfig) -> Callable:
-    "The EWC penalty of an edit."
     parameters, seed = select_parameters(masked_lm, config.modification.blocks), config.modification.finetuning.seed
     fisher = estimate_fisher(masked_lm, modified_benchmark.unmodified_train, list(parameters), seed=seed)
     return ewc_penalty([weight.detach() for weight in parameters.values()], fisher, config.penalty_weight)
 
 
 def _kl(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: PenalizedConfig) -> Callable:
-    "The KL penalty of an edit."
     names, training = list(select_parameters(masked_lm, config.modification.blocks)), config.modification.finetuning
     prompts = modified_benchmark.unmodified_train
     return kl_penalty(masked_lm, names, prompts, config.penalty_weight, batch_size=training.batch_size, seed=training.seed)

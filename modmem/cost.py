@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AlbertConfig, AutoConfig, AutoModelForMaskedLM, BertConfig
 
 from .artefacts import Artefact
 from .batches import MaskedBatch
@@ -36,8 +37,6 @@ _PUBLISHED = {"bert-base-uncased": "bert_uncased_L-12_H-768_A-12", "bert-large-u
 
 def _find_config(model: str, folder: str) -> Any:
     "A real model's configuration: from its folder or the cache, or as published; None if it is unknown."
-    from transformers import AlbertConfig, AutoConfig, BertConfig
-
     with contextlib.suppress(OSError, ValueError):
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     name = model.rpartition("/")[2]
@@ -50,8 +49,6 @@ def _find_config(model: str, folder: str) -> Any:
 @lru_cache(maxsize=None)
 def _find_network(model: str, folder: str) -> MaskedLM | None:
     "Build a model on the meta device; None if its shape is unknown."
-    from transformers import AutoModelForMaskedLM
-
     with torch.device("meta"), contextlib.suppress(ValueError):  # of a family that is not ours
         if model in RECIPES:
             return make_blank_model(RECIPES[model])
@@ -91,12 +88,8 @@ def _count_stage(network: MaskedLM, stage: str, length: int, trained: bool, flow
 
 # %% ../nbs/6_commands/01_cost.ipynb #count-step
 @lru_cache(maxsize=None)
-def _count_step(
-    network: MaskedLM,
-    length: int,  # tokens of a sentence
-    blocks: int | tuple[int, ...] | str | None,  # that are trained; (): none; None: every weight is
-) -> tuple[float, float, int]:
-    "FLOPs of a sentence in a step, the bytes kept for its way back, and those of the weights."
+def _count_step(network: MaskedLM, length: int, blocks: int | tuple[int, ...] | str | None) -> tuple[float, float, int]:
+    "FLOPs of a sentence in a step, the bytes kept for its way back, and those of the weights; blocks: (): none; None: every weight is trained."
     everything = list(network.model.parameters())
     weights = everything if blocks is None else select_parameters(network, blocks).values() if blocks != () else ()
     own = {id(weight) for weight in weights}

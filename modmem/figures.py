@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,19 +26,12 @@ from .files import write_atomically
 from .tables import TITLES, describe_errors, save_table
 
 # %% ../nbs/5_experiments/06_figures.ipynb #colors
-COLORS = {
-    "modified": "#0173b2", "unmodified": "#de8f05", "mean": "#333333",
-    "share the old object": "#8f4f00", "others": "#f2b560",
-    "first": "#b9a9d6", "middle": "#8268b0", "last": "#54278f", "all": "#1f0f3d",
-    "L-infinity": "#cc78bc", "L2": "#6b4f35",
-    "holds": "#029e73", "contradicted": "#d55e00", "undecided": "#949494",
-    "make keys": "#44aa99", "ask, all entities": "#117733", "ask, top 100": "#88ccee", "step of AWT": "#882255",
-    "memory, asking": "#117733", "memory, training": "#882255",
-}  # fmt: skip
+_DATA = Path(modmem.__file__).parent / "data"
+COLORS: dict[str, str] = yaml.safe_load((_DATA / "colors.yaml").read_text(encoding="utf-8"))
 
 # %% ../nbs/5_experiments/06_figures.ipynb #style
 _COLUMN = 3.3  # inches
-HOUSE_STYLE = ["default", sns.axes_style("ticks"), str(Path(modmem.__file__).parent / "data" / "house.mplstyle")]  # whatever style is set
+HOUSE_STYLE = ["default", sns.axes_style("ticks"), str(_DATA / "house.mplstyle")]  # whatever style is set
 MEANS = {"estimator": "median", "errorbar": ("pi", 100)}  # of `spread_means`
 
 

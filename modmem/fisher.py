@@ -42,7 +42,6 @@ _BATCH_SIZE = 128  # Appendix C
 
 
 def _losses(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], kind: str, seed: int) -> Iterator[torch.Tensor]:
-    "The losses whose squared gradients are averaged."
     size, generator = _BATCH_SIZE if kind == "batch" else 1, torch.Generator().manual_seed(seed)
     for start in range(0, len(encoded), size):
         batch = masked_lm.batch(encoded[start : start + size])

@@ -45,12 +45,8 @@ _KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last bloc
 }
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #compute-keys
-def _compute_keys(
-    masked_lm: MaskedLM,
-    batch: MaskedBatch,
-    layer: str = "last_hidden",  # a key of `_KEY_LAYERS`
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, H), a key for each sentence; (B, N, H), the states that the head reads
-    "Compute c(x; theta_0), the mean state at a sentence's slots, and what is needed to go on to f(x; theta_0)."
+def _compute_keys(masked_lm: MaskedLM, batch: MaskedBatch, layer: str = "last_hidden") -> tuple[torch.Tensor, torch.Tensor]:
+    "Compute c(x; theta_0), the mean state at each sentence's slots (B, H), and the states that the head reads to go on to f(x; theta_0) (B, N, H)."
     check_choice("layer", layer, _KEY_LAYERS)
     read = masked_lm.run_blocks(masked_lm.embed(batch), batch, stop=-1)
     written = masked_lm.run_blocks(read, batch, start=-1)
@@ -82,14 +78,8 @@ def _propose(queries: torch.Tensor, keys: torch.Tensor, fits: Callable[[slice], 
     return positions.sort(1).values
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #find-nearest-exactly
-def _measure_candidates(
-    queries: torch.Tensor,  # (Q, H)
-    keys: torch.Tensor,  # (N, H)
-    positions: torch.Tensor,  # (Q, C): proposed keys, each once
-    fitting: torch.Tensor | None,  # (Q, C): those that count; None: all
-    k: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # (Q, k): distances and positions
-    "Measure proposed keys by subtraction, and keep the k nearest."
+def _measure_candidates(queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, fitting: torch.Tensor | None, k: int) -> tuple:
+    "Measure the proposed keys (Q, C) that fit (None: all do) by subtraction; distances and positions of the k nearest: (Q, k)."
     parts = positions.split(max(1, _NUMBERS_AT_ONCE // (positions.shape[1] * keys.shape[1])))
     asked = queries.double()[:, None].split([len(part) for part in parts])
     near = [(keys[part.cpu()].to(some.device).double() - some).square_().sum(-1).sqrt_() for some, part in zip(asked, parts)]
@@ -159,7 +149,6 @@ def _write_memory(directory: str | Path, values: torch.Tensor, chunks: Iterator[
 
 
 def _map_keys(path: Path, count: int) -> torch.Tensor:
-    "Map the keys of a memory from their file."
     try:
         keys = npy.open_memmap(path, mode="c")
     except (OSError, ValueError) as error:
@@ -169,9 +158,7 @@ def _map_keys(path: Path, count: int) -> torch.Tensor:
     return torch.from_numpy(keys)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #find-by-index
-def _find_by_index(
-    queries: torch.Tensor, keys: torch.Tensor, k: int, num_slots: torch.Tensor, lengths: torch.Tensor, index: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _find_by_index(queries: torch.Tensor, keys: torch.Tensor, k: int, num_slots: torch.Tensor, lengths: torch.Tensor, index: Any) -> tuple:
     "Measure what an index proposes, which marks what it lacks by -1."
     _, found = index.search(queries.float().cpu().numpy(), min(k + _SPARE, len(keys)))
     positions = torch.as_tensor(found, dtype=torch.int64)
@@ -293,12 +280,9 @@ class Interpolation:
         found = distances[:, 0] < math.inf
         votes = (-distances.square() / self.temperature).softmax(-1).to(own.dtype)
         neighbors = torch.zeros_like(own).scatter_add_(1, pieces, votes).log()
-        mixed = torch.logaddexp(own + _log(1 - self.weight), neighbors + _log(self.weight))
+        rest, share = torch.tensor([1 - self.weight, self.weight], dtype=torch.float64).log().tolist()
+        mixed = torch.logaddexp(own + rest, neighbors + share)
         return torch.where(found[:, None], mixed, own)
-
-
-def _log(number: float) -> float:
-    return math.log(number) if number else -math.inf
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #neighbor-lm
 class NeighborLM(MaskedLM):

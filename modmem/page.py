@@ -35,12 +35,8 @@ def _embed(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _render(
-    text: str,  # markdown, with pictures named as files
-    folder: Path,  # where they are
-    renderer: Markdown,
-) -> str:
-    "Turn an artefact's text into HTML that needs no other file."
+def _render(text: str, folder: Path, renderer: Markdown) -> str:
+    "Turn an artefact's text, whose pictures are in a folder, into HTML that needs no other file."
     page = renderer.reset().convert(re.sub("^#", "##", text, flags=re.MULTILINE))
     page = page.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     page = re.sub(r">(holds|contradicted|undecided|not run)</td>", r' class="\1">\1</td>', page)

@@ -18,7 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import nbformat
 import pandas as pd
+import papermill
+from ipykernel.kernelspec import write_kernel_spec
 from pooch import file_hash
 from tqdm import tqdm
 
@@ -50,11 +53,8 @@ def compute_rows(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"key": [], "status": [], "error": []}, dtype=str)
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #write-rows
-def _write_rows(
-    path: Path,  # rows.csv; what it has of other rows is kept
-    table: pd.DataFrame,
-) -> None:
-    "Write rows to a csv."
+def _write_rows(path: Path, table: pd.DataFrame) -> None:
+    "Write rows to a csv; what it has of other rows is kept."
     if path.exists():
         before = load_results(rows=path)
         table = pd.concat([table, before[~before["key"].isin(table["key"])]])
@@ -77,7 +77,6 @@ def _fingerprint(artefact: Artefact, table: pd.DataFrame, known: Path) -> str:
 
 
 def _files(artefact: Artefact) -> list[Path]:
-    "The files of an artefact that are there."
     folder, ours = Path(artefact.options["output"]), re.compile(rf"{artefact.name}(_\w+)?\.\w+")
     return sorted(path for path in folder.glob(f"{artefact.name}*") if ours.fullmatch(path.name))
 
@@ -96,8 +95,6 @@ def _is_current(artefact: Artefact, copy: Path, fingerprint: str) -> bool:
 @contextlib.contextmanager
 def _kernel_of_this_python() -> Iterator[str]:
     "Register this interpreter as a kernel, for the time being; its name."
-    from ipykernel.kernelspec import write_kernel_spec
-
     before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory() as folder:
         write_kernel_spec(Path(folder) / "kernels" / "modmem", extra_arguments=["--log-level=CRITICAL"])
@@ -111,9 +108,6 @@ def _kernel_of_this_python() -> Iterator[str]:
 # %% ../nbs/6_commands/03_reproduce.ipynb #run-notebook
 def _run_notebook(artefact: Artefact, copy: Path, kernel: str, fingerprint: str) -> float:
     "Run a notebook, and note in the executed copy what it was made from; the seconds it took."
-    import nbformat
-    import papermill
-
     began = time.perf_counter()
     stamps = {path: path.stat().st_mtime_ns for path in _files(artefact)}
     copy.parent.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,6 @@ def read_row(
 
 # %% ../nbs/5_experiments/03_rows.ipynb #tidy
 def _is_text(name: str) -> bool:
-    "Whether a column holds text."
     text = {column for column, kind in list_columns().items() if "str" in kind}
     return name in text | {"key", "status", "error", "warning", "device"} or name.endswith(("_hash", "_version"))
 

@@ -83,7 +83,6 @@ def build_world_model(
 
 # %% ../nbs/2_data/05_synthetic.ipynb #model-card
 def _model_card(masked_lm: MaskedLM, recipe: WorldRecipe, accuracy: dict[str, float]) -> str:
-    "The model card, as Markdown."
     size = sum(parameter.numel() for parameter in masked_lm.model.parameters())
     card = (Path(modmem.__file__).parent / "data" / "model_card.md").read_text(encoding="utf-8")
     return card.format(recipe=recipe, family=recipe.family.upper(), size=size, pieces=len(world_vocabulary()), accuracy=accuracy)

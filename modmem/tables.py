@@ -117,7 +117,6 @@ _HEADINGS = {
 
 
 def _head(column: str) -> str:
-    "Head a column, ours or the paper's."
     name, comma, side = column.partition(", ")
     return _HEADINGS.get(name, name) + comma + side
 
@@ -240,7 +239,6 @@ def write_table(
 
 # %% ../nbs/5_experiments/05_tables.ipynb #save-table
 def _write_text(path: Path, text: str) -> Path:
-    "Write a text file, whole or not at all."
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path

@@ -112,7 +112,6 @@ def _place_fact(subject: str, relation: str, seed: int) -> Fact:
 
 # %% ../nbs/1_method/11_world.ipynb #draw-sentences
 def _draw_place(draw: Random, seed: int) -> Evidence:
-    "A sentence of geography."
     relation = draw.choice(sorted(_WORDS["places"]))
     template = draw.choice(_WORDS["places"][relation])
     subject = draw.choice(OBJECTS["employer" if relation == "based in" else "birthplace"])
