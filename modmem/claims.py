@@ -205,14 +205,15 @@ def _gain_at_equal(rows: pd.DataFrame) -> pd.Series:
     for position, some in _pick(rows, facts="reported").groupby("position"):
         free, line = some[some["radius"] == np.inf], some[some["radius"] < np.inf]
         if len(free) and len(line):
-            free = free.set_index("seed")
-            gains[position] = _follow(line, "unmodified", free["modified"]) - free["unmodified"]
+            modified, unmodified = (_average(free, value, [position]) for value in ("modified", "unmodified"))
+            gains[position] = _follow(line, "unmodified", modified) - unmodified
     return pd.DataFrame(gains, dtype=float).mean(axis=1)
 
 # %% ../nbs/5_experiments/08_claims.ipynb #moves
-def _extremes(wide: pd.DataFrame, needed: Sequence = ()) -> list[pd.DataFrame]:
-    "Split off the columns of the smallest and of the largest |M| that have the needed settings in common."
-    sizes = sorted(set(wide.columns.get_level_values(0)))
+def _extremes(rows: pd.DataFrame, value: str, across: Sequence[str], needed: Sequence = ()) -> list[pd.DataFrame]:
+    "Make tables of a value at the smallest and at the largest |M| that have the needed settings in common; none without the fewest facts."
+    wide = _wide(rows, value, ["num_modified", *across])
+    sizes = sorted(set(wide.columns.get_level_values(0))) if rows["few"].any() else []
     for size in sizes[:0:-1]:
         small, large = wide[sizes[0]], wide[size]
         common = small.columns.intersection(large.columns)
@@ -222,17 +223,14 @@ def _extremes(wide: pd.DataFrame, needed: Sequence = ()) -> list[pd.DataFrame]:
 
 
 def _moves(rows: pd.DataFrame, **settings) -> pd.Series:
-    chosen = _chosen(rows, ["num_modified", "position"], few=None, **settings)
-    tables = _extremes(_wide(chosen, "mean", ["num_modified", "position"]), _ENDS) if chosen["few"].any() else []
+    tables = _extremes(_chosen(rows, ["num_modified", "position"], few=None, **settings), "mean", ["position"], _ENDS)
     gaps = [table["last"] - table["first"] for table in tables]
     return gaps[0] - gaps[1] if gaps else pd.Series(dtype=float)
 
 # %% ../nbs/5_experiments/08_claims.ipynb #falls
 def _fall(rows: pd.DataFrame, across: Sequence[str], needed: Sequence = ()) -> pd.Series:
     "How much lower A_F\\S is at the largest |M|, averaged over settings that both ends have."
-    if not rows["few"].any():
-        return pd.Series(dtype=float)
-    tables = _extremes(_wide(rows, "unmodified", ["num_modified", *across]), needed)
+    tables = _extremes(rows, "unmodified", across, needed)
     return (tables[0] - tables[1]).mean(axis=1, skipna=False) if tables else pd.Series(dtype=float)
 
 
@@ -378,8 +376,7 @@ def _judge(claim: Claim, values: np.ndarray, share: float, level: float) -> dict
 # %% ../nbs/5_experiments/08_claims.ipynb #check-claims
 def check_claims(
     rows: pd.DataFrame,  # of `load_results`
-    claims: Sequence[Claim] = CLAIMS,
-    parts: Parts = Parts(),
+    claims: Sequence[Claim] = CLAIMS, parts: Parts = Parts(),
     level: float = 0.05,  # of all claims together
 ) -> pd.DataFrame:  # a row a claim; `low`, `high`, `p` and `verdict` are corrected over the claims, those with `alone` are not
     "Check claims on the rows of a sweep; one whose rows are missing is 'not run'."

@@ -326,8 +326,7 @@ def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint
 # %% ../nbs/6_commands/04_cli.ipynb #pretrain
 @_app.command("pretrain")
 def _pretrain(
-    output: _Folder,
-    synthetic: _Synthetic = False,
+    output: _Folder, synthetic: _Synthetic = False,
     corpus: Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")] = None,
     init: Annotated[str | None, typer.Option(metavar="MODEL", help="Encoder to start from: a folder or a hub id.")] = None,
     recipe: Annotated[Literal["base", "large", "albert"] | None, typer.Option(metavar="NAME", help="Of the synthetic world: base, large or albert.")] = None,

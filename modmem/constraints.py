@@ -102,8 +102,7 @@ class PenalizedConfig:
 
 def modify_penalized(
     masked_lm: MaskedLM,  # theta_0; stays as it is
-    modified_benchmark: ModifiedBenchmark,
-    config: PenalizedConfig,
+    modified_benchmark: ModifiedBenchmark, config: PenalizedConfig,
     anchor: MaskedLM | None = None,  # the center of ball and penalty, if not `masked_lm`: the model before its first edit
 ) -> Edit:
     "Edit with a penalty for change, and perhaps within a ball."

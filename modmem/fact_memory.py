@@ -42,8 +42,7 @@ def name_entities(benchmark: Benchmark) -> FaeNames:
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #build-memory
 def build_memory(
-    benchmark: Benchmark,
-    names: FaeNames,
+    benchmark: Benchmark, names: FaeNames,
     coverage: float = 1.0,  # share of the pairs of subject and relation that are stored
     seed: int = 0,  # which ones
 ) -> FactMemory:
@@ -122,8 +121,7 @@ def encode_facts(fae: FactsAsExperts, evidence: Sequence[Evidence]) -> list[Enco
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #make-fact-batch
 def make_fact_batch(
-    fae: FactsAsExperts,
-    encoded: Sequence[EncodedFact],
+    fae: FactsAsExperts, encoded: Sequence[EncodedFact],
     hidden: Sequence[bool] | None = None,  # sentences that must do without their fact; None: no sentence
 ) -> FactBatch:
     "Pad, gather mentions and labels, and move them to the model's device."

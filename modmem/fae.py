@@ -101,9 +101,7 @@ class FaeNetwork(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,  # a BertForMaskedLM, becomes a part of this
-        num_entities: int,
-        num_relations: int,
-        config: FaeConfig,
+        num_entities: int, num_relations: int, config: FaeConfig,
     ):
         super().__init__()
         hidden, size = encoder.config.hidden_size, config.entity_size
@@ -233,9 +231,7 @@ class FactsAsExperts:
     def __init__(
         self,
         masked_lm: MaskedLM,  # where blocks and word embeddings start; stays as it is
-        names: FaeNames,
-        memory: FactMemory,
-        config: FaeConfig = FaeConfig(),
+        names: FaeNames, memory: FactMemory, config: FaeConfig = FaeConfig(),
         seed: int = 0,  # of the new weights
     ):
         if config.first_blocks >= len(masked_lm.blocks):

@@ -87,8 +87,7 @@ class FaeEdit:
 # %% ../nbs/4_memories/04_fae_editing.ipynb #modify-fae
 def modify_fae(
     fae: FactsAsExperts,  # theta_0; stays as it is
-    modified_benchmark: ModifiedBenchmark,
-    config: FaeEditConfig,
+    modified_benchmark: ModifiedBenchmark, config: FaeEditConfig,
 ) -> FaeEdit:
     "Rewrite the memory, then train a group of weights on D_M inside the ball (Eq. 3, Table 5)."
     symbols, start = None, copy_fae(fae, [])

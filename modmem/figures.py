@@ -191,8 +191,7 @@ def draw_dial(
 
 # %% ../nbs/5_experiments/06_figures.ipynb #save-picture
 def save_picture(
-    folder: str | Path,
-    name: str,
+    folder: str | Path, name: str,
     figure: Figure,  # NAME.svg and NAME.png
     table: pd.DataFrame | None = None,  # its numbers: NAME.csv; None: they are in another file
 ) -> None:
@@ -210,9 +209,7 @@ def save_figure(
     folder: str | Path,
     name: str,  # such as "figure_3"
     figure: Figure,  # NAME.svg and NAME.png
-    summary: pd.DataFrame,
-    shown: pd.DataFrame | Mapping[str, pd.DataFrame],
-    caption: str,
+    summary: pd.DataFrame, shown: pd.DataFrame | Mapping[str, pd.DataFrame], caption: str,
     provenance: Mapping[str, object],
 ) -> Path:  # NAME.md
     "Save a figure, and its numbers as `save_table` does."

@@ -137,8 +137,7 @@ def write_folder_atomically(
 
 # %% ../nbs/1_method/00_files.ipynb #save-record
 def save_record(
-    path: str | Path,
-    tensors: Mapping[str, torch.Tensor],
+    path: str | Path, tensors: Mapping[str, torch.Tensor],
     kind: str,  # what the file holds, such as "edit"
     record: Mapping,  # plain JSON
 ) -> None:

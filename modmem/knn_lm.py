@@ -291,8 +291,7 @@ class NeighborLM(MaskedLM):
     def __init__(
         self,
         masked_lm: MaskedLM,  # theta_0; shares its weights
-        memory: NeighborMemory,
-        rule: NearestWithin | Interpolation,
+        memory: NeighborMemory, rule: NearestWithin | Interpolation,
         index: Any = None,  # for approximate search: `search(queries, k)` as faiss has it
     ):
         super().__init__(masked_lm.model, masked_lm.tokenizer)

@@ -116,8 +116,7 @@ def list_failed(
 
 # %% ../nbs/5_experiments/10_paper.ipynb #list-cuts
 def list_cuts(
-    paper: Paper,
-    rows: pd.DataFrame,
+    paper: Paper, rows: pd.DataFrame,
     own: Mapping[str, bool] = {},  # the notebook's own sentences, and whether they are true
     benchmark: str = "T-REx",  # the paper's
     models: str = "the model {model} of the world instead of BERT-Base",  # what is said of the world's models

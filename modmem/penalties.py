@@ -54,8 +54,7 @@ def kl_penalty(
     prompts: Sequence[Evidence],  # of unmodified facts; their objects count by the number of their pieces only
     weight: float,  # lambda
     num_prompts: int = 512,  # drawn from them; all if there are no more
-    batch_size: int = 128,
-    seed: int = 0,
+    batch_size: int = 128, seed: int = 0,
 ) -> Callable[[Sequence[torch.Tensor]], None]:  # adds its gradient to that of the weights it is given
     "Charge for changed answers to unmodified prompts."
     check_weight(weight)

@@ -61,8 +61,7 @@ def make_blank_model(recipe: WorldRecipe) -> MaskedLM:
 
 # %% ../nbs/2_data/05_synthetic.ipynb #describe-world-model
 def describe_world_model(
-    masked_lm: MaskedLM,
-    recipe: WorldRecipe,
+    masked_lm: MaskedLM, recipe: WorldRecipe,
 ) -> dict[str, float]:  # percent of the test questions: all, shown, not_shown
     "Measure what a model knows of F in the unseen phrasing."
     right = np.array(masked_lm.answers(make_world(recipe.num_subjects, recipe.world_seed).test))

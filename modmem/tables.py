@@ -184,8 +184,7 @@ def _find_commit() -> str | None:
 # %% ../nbs/5_experiments/05_tables.ipynb #describe-run
 def describe_run(
     parameters: Mapping[str, object],  # of the notebook
-    seeds: Sequence[int],
-    device: str,
+    seeds: Sequence[int], device: str,
     seconds: float,  # how long the rows took
     cuts: Sequence[str] = (),  # what was cut from the paper's grid, a sentence each
 ) -> dict:  # for `save_table` and `save_figure`

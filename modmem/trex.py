@@ -57,8 +57,7 @@ def make_evidence(
     text: str,  # a sentence
     surface: str | None,  # the subject as the sentence spells it
     path: str | Path,  # for errors, like line and field
-    line: int,
-    field: str,
+    line: int, field: str,
 ) -> Evidence:
     "Make an evidence; `DataError` names the place of a text without exactly one `[MASK]`."
     try:
