@@ -110,8 +110,8 @@ def _read_value(text: str, kind: str) -> Any:
         raise TypeError(f"expected {kind}, found {text!r}") from None
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #assign
-_PLACES = Path(modmem.__file__).parent / "data" / "places.yaml"  # names, and what is so if nothing is said
-OPTIONS = {name: f"--{name}" for name in yaml.safe_load(_PLACES.read_text(encoding="utf-8"))} | {"known_rows": "--rows"}  # a notebook's name for it -> the command's
+_PLACE_NAMES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8"))
+OPTIONS = {name: f"--{name}" for name in _PLACE_NAMES} | {"known_rows": "--rows"}  # a notebook's name for it -> the command's
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -575,9 +575,10 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Compute nothing, say w
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce-checks
 def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options: Mapping[str, Any]) -> list:
     "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
-    names = names or [name for name in _lazy.artefacts.list_artefacts() if name != "edit_synthetic"]  # a guide, which has to be named
+    artefacts = _lazy.artefacts
+    names = names or [name for name in artefacts.list_artefacts() if name != "edit_synthetic"]  # a guide, which has to be named
     try:
-        return [_lazy.artefacts.list_runs(artefact) for artefact in _lazy.artefacts.choose_artefacts(names, given, scale and _lazy.artefacts.parameter_file(scale), options)]
+        return [artefacts.list_runs(artefact) for artefact in artefacts.choose_artefacts(names, given, scale and artefacts.parameter_file(scale), options)]
     except DataError:
         raise
     except ValueError as error:

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from .batches import bucket_by_length
 from .evaluation import EditAccuracy, list_questions, summarize_answers
@@ -43,8 +42,8 @@ def fae_loss(
     answers = {"entity": batch.mention_labels, "context": batch.mention_labels, "answer": batch.answers, "fact": batch.facts}
     scores = [getattr(output, f"{name}_scores") for name in losses]
     width = max(some.shape[1] for some in scores)
-    rows = torch.cat([nn.functional.pad(some, (0, width - some.shape[1]), value=-math.inf) for some in scores])
-    total = nn.functional.cross_entropy(rows, torch.cat([answers[name] for name in losses]), reduction="sum")
+    rows = torch.cat([torch.nn.functional.pad(some, (0, width - some.shape[1]), value=-math.inf) for some in scores])
+    total = torch.nn.functional.cross_entropy(rows, torch.cat([answers[name] for name in losses]), reduction="sum")
     return total / len(batch.input_ids)
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #finetune-fae

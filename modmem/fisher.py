@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
-from torch import nn
 
 from .batches import EncodedEvidence
 from .blocks import named_weights
@@ -48,7 +47,7 @@ def _losses(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], kind: str, 
         if kind == "true":
             scores = masked_lm(batch)
             drawn = torch.multinomial(scores.detach().cpu().softmax(-1), 1, generator=generator)[:, 0]
-            yield nn.functional.cross_entropy(scores, drawn.to(scores.device), reduction="sum")
+            yield torch.nn.functional.cross_entropy(scores, drawn.to(scores.device), reduction="sum")
         else:
             yield slot_loss(masked_lm, batch)
 

@@ -12,7 +12,6 @@ from numbers import Real
 from random import Random
 
 import torch
-from torch import nn
 
 from .batches import bucket_by_length
 from .facts import Evidence
@@ -74,7 +73,7 @@ def kl_penalty(
         _attach(twin, names, weights)
         with torch.enable_grad(), in_mode(twin.model, training=False):
             now = twin(batches[step]).log_softmax(-1)
-            total = nn.functional.kl_div(now, before[step], reduction="sum", log_target=True)
+            total = torch.nn.functional.kl_div(now, before[step], reduction="sum", log_target=True)
             (weight * total / len(batches[step].input_ids)).backward()
 
     return add_gradient

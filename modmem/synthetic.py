@@ -80,12 +80,6 @@ def build_world_model(
     model, _ = pretrain(make_blank_model(recipe), text, recipe.pretraining, checkpoint)
     return model
 
-# %% ../nbs/2_data/05_synthetic.ipynb #model-card
-def _model_card(masked_lm: MaskedLM, recipe: WorldRecipe, accuracy: dict[str, float]) -> str:
-    size = sum(parameter.numel() for parameter in masked_lm.model.parameters())
-    card = (Path(modmem.__file__).parent / "data" / "model_card.md").read_text(encoding="utf-8")
-    return card.format(recipe=recipe, family=recipe.family.upper(), size=size, pieces=len(world_vocabulary()), accuracy=accuracy)
-
 # %% ../nbs/2_data/05_synthetic.ipynb #save-world-model
 def save_world_model(masked_lm: MaskedLM, recipe: WorldRecipe, directory: str | Path) -> dict[str, float]:  # the accuracies recorded
     "Write the model with its recipe, its accuracy and a model card."
@@ -94,6 +88,9 @@ def save_world_model(masked_lm: MaskedLM, recipe: WorldRecipe, directory: str | 
     record = {"recipe": asdict(recipe), "accuracy": accuracy, "weights": hash_weights(masked_lm)}
     with write_atomically(Path(directory) / "recipe.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    card = (Path(modmem.__file__).parent / "data" / "model_card.md").read_text(encoding="utf-8")
+    size = sum(parameter.numel() for parameter in masked_lm.model.parameters())
     with write_atomically(Path(directory) / "README.md") as temporary:
-        temporary.write_text(_model_card(masked_lm, recipe, accuracy), encoding="utf-8")
+        text = card.format(recipe=recipe, family=recipe.family.upper(), size=size, pieces=len(world_vocabulary()), accuracy=accuracy)
+        temporary.write_text(text, encoding="utf-8")
     return accuracy
