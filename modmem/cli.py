@@ -19,6 +19,7 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 import modmem
-from .files import DataError, write_atomically
+from .files import DataError, load_record, read_jsonl, write_atomically
 
 if TYPE_CHECKING:
     from modmem.editor import Edit
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
 __all__ = ['main']
 
 # %% ../nbs/6_commands/04_cli.ipynb #app
+class _Lazy:
+    "The modules of the package, each imported when it is first asked for: those that need torch take seconds."
+
+    def __getattr__(self, name: str) -> Any:
+        return import_module(f"modmem.{name}")
+
+
+_lazy = _Lazy()
 _UsageError = typer.BadParameter.__base__  # click's; typer brings its own copy of click and does not name this class
 _app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -60,7 +69,6 @@ def _require(fulfilled: bool, otherwise: str) -> None:
 
 
 def _say(message: str) -> None:
-    "Write one line to standard error."
     typer.echo(f"modmem: {' '.join(message.splitlines())}", err=True)
 
 # %% ../nbs/6_commands/04_cli.ipynb #join-parameters
@@ -115,7 +123,6 @@ def _number(text: str) -> float:
 
 
 def _finite(text: str) -> float:
-    "Parse a finite number above zero."
     if math.isinf(value := _number(text)):
         raise typer.BadParameter(f"expected a finite number, found {text!r}")
     return value
@@ -134,7 +141,6 @@ def _blocks(text: str) -> int | list[int] | str:
 
 
 def _device(text: str) -> str:
-    "Parse the name of a device."
     if not re.fullmatch("cpu|mps|cuda(:[0-9]{1,3})?", text):
         raise typer.BadParameter(f"expected cpu, cuda, cuda:N or mps, found {text!r}")
     return text
@@ -169,26 +175,21 @@ def _check_output(path: Path) -> None:
         raise DataError(f"cannot be written, {error.strerror}", path) from None
 
 # %% ../nbs/6_commands/04_cli.ipynb #read-record
-def _read_header(path: Path) -> dict[str, str]:
-    "Read the metadata at the head of a safetensors file, without torch."
+_EDIT_RECORD = frozenset({"base_hash", "edited_hash", "config", "outcome", "evidence"})
+
+
+def _check_tensors(path: Path) -> None:
+    "Refuse what is no safetensors file, or was cut."
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as saved:
-            return saved.metadata() or {}
+        safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise DataError(f"expected a safetensors file: {error}", path) from None
 
 
 def _read_record(path: Path) -> dict:
-    "Read the record of a saved edit."
-    try:
-        record = json.loads(_read_header(path)["modmem_edit"])
-    except (KeyError, json.JSONDecodeError):
-        raise DataError("expected an edit saved by modmem, found other tensors", path) from None
-    if not isinstance(record, dict) or not {"base_hash", "edited_hash", "config", "outcome", "evidence"} <= record.keys():
-        raise DataError("expected an edit saved by modmem, found an incomplete record", path)
-    return record
+    return load_record(path, "edit", _EDIT_RECORD, with_tensors=False)[1]
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-model
 _FAMILIES = ("bert", "albert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
@@ -217,7 +218,7 @@ def _check_model(model: str) -> dict:
     if not isinstance(config, dict) or config.get("model_type") not in _FAMILIES:
         raise DataError(f"expected a model of type {' or '.join(_FAMILIES)}", path, field="model_type")
     for path in weights:
-        _read_header(path)  # a file that was cut says so
+        _check_tensors(path)
     return config
 
 # %% ../nbs/6_commands/04_cli.ipynb #read-source
@@ -229,22 +230,14 @@ def _read_source(
     _require(not (download and synthetic), "--download goes with --trex or --zsre")
     _require(relations is None or trex is not None, "--relations goes with --trex")
     if download:
-        from modmem import download as fetch
-
-        fetch.download_trex(trex, fetch.TREX_URL) if trex is not None else fetch.download(fetch.ZSRE_URL, zsre, b"{")
+        _lazy.download.download_trex(trex, _lazy.download.TREX_URL) if trex is not None else _lazy.download.download(_lazy.download.ZSRE_URL, zsre, b"{")
     if synthetic:
-        from modmem.world import make_world
-
-        return make_world()
+        return _lazy.world.make_world()
     if zsre is not None:
-        from modmem.zsre import load_zsre
-
-        return load_zsre(zsre)
-    from modmem.trex import load_trex
-
+        return _lazy.zsre.load_zsre(zsre)
     unpacked = trex / "LAMA" / "data"  # where a download puts it
     folder = unpacked if unpacked.is_dir() and not (trex / "relations.jsonl").exists() else trex
-    return load_trex(folder, relations and relations.split(","), keep_duplicates=keep_duplicates)
+    return _lazy.trex.load_trex(folder, relations and relations.split(","), keep_duplicates=keep_duplicates)
 
 # %% ../nbs/6_commands/04_cli.ipynb #report
 def _to_json(results: Mapping, **options) -> str:
@@ -253,7 +246,6 @@ def _to_json(results: Mapping, **options) -> str:
 
 
 def _show(value: Any) -> str:
-    "Write a value for people."
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_show(part)}" for key, part in value.items())
     if isinstance(value, float):
@@ -262,7 +254,6 @@ def _show(value: Any) -> str:
 
 
 def _report(results: Mapping, as_json: bool = False) -> None:
-    "Print results on standard output."
     lines, width = [], max(len(key) for key in results)
     for key, value in results.items():
         title = key.replace("_", " ")
@@ -274,7 +265,6 @@ def _report(results: Mapping, as_json: bool = False) -> None:
 
 # %% ../nbs/6_commands/04_cli.ipynb #load
 def _check_device(device: str) -> None:
-    "Refuse a device that this machine has not."
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -284,18 +274,13 @@ def _check_device(device: str) -> None:
 
 
 def _load(model: str, device: str) -> MaskedLM:
-    "Load a model to a device that is there."
-    from modmem.masked_lm import load_masked_lm
-
     _check_device(device)
-    return load_masked_lm(model, device)
+    return _lazy.masked_lm.load_masked_lm(model, device)
 
 
 def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
     "Leave out facts that the tokenizer cannot say, and say how many."
-    from modmem.batches import keep_answerable
-
-    kept = keep_answerable(masked_lm.tokenizer, benchmark)
+    kept = _lazy.batches.keep_answerable(masked_lm.tokenizer, benchmark)
     if len(kept.facts) < len(benchmark.facts):
         _say(f"left out {len(benchmark.facts) - len(kept.facts)} facts with an object that this tokenizer cannot say in 20 pieces")
     if not kept.train or not kept.test:
@@ -308,9 +293,7 @@ def _statistics(
     trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None
 ) -> None:
     "Count a dataset's facts and questions, as in Table 1."
-    from modmem.facts import benchmark_statistics
-
-    typer.echo(benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True)).to_string())
+    typer.echo(_lazy.facts.benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True)).to_string())
 
 # %% ../nbs/6_commands/04_cli.ipynb #read-corpus
 def _read_corpus(path: Path) -> list[str]:
@@ -331,26 +314,19 @@ def _read_corpus(path: Path) -> list[str]:
 
 # %% ../nbs/6_commands/04_cli.ipynb #pretrain-parts
 def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
-    from modmem.starts import RECIPES
-    from modmem.synthetic import build_world_model, save_world_model
-
-    recipe = replace(RECIPES[name], pretraining=replace(RECIPES[name].pretraining, **settings))
-    return save_world_model(build_world_model(recipe, checkpoint), recipe, output)
+    recipe = replace(_lazy.starts.RECIPES[name], pretraining=replace(_lazy.starts.RECIPES[name].pretraining, **settings))
+    return _lazy.synthetic.save_world_model(_lazy.synthetic.build_world_model(recipe, checkpoint), recipe, output)
 
 
 def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str) -> dict:
-    from modmem.masked_lm import save_masked_lm
-    from modmem.pretraining import PretrainingConfig, pretrain
-
-    trained, losses = pretrain(_load(init, device), sentences, PretrainingConfig(**settings), checkpoint)
-    save_masked_lm(trained, output)
+    trained, losses = _lazy.pretraining.pretrain(_load(init, device), sentences, _lazy.pretraining.PretrainingConfig(**settings), checkpoint)
+    _lazy.masked_lm.save_masked_lm(trained, output)
     return {"sentences": len(sentences), "steps": len(losses), "final_loss": sum(losses[-100:]) / max(1, len(losses[-100:]))}
 
 # %% ../nbs/6_commands/04_cli.ipynb #pretrain
 @_app.command("pretrain")
 def _pretrain(
-    output: _Folder,
-    synthetic: _Synthetic = False,
+    output: _Folder, synthetic: _Synthetic = False,
     corpus: Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")] = None,
     init: Annotated[str | None, typer.Option(metavar="MODEL", help="Encoder to start from: a folder or a hub id.")] = None,
     recipe: Annotated[Literal["base", "large", "albert"] | None, typer.Option(metavar="NAME", help="Of the synthetic world: base, large or albert.")] = None,
@@ -380,18 +356,14 @@ def _pretrain(
 
 # %% ../nbs/6_commands/04_cli.ipynb #finetune-parts
 def _finetune_and_save(masked_lm: MaskedLM, benchmark: Benchmark, settings: dict, output: Path) -> dict:
-    from modmem.evaluation import majority_accuracy, measure_accuracy
-    from modmem.finetuning import FinetuningConfig, finetune
-    from modmem.masked_lm import save_masked_lm
-
-    config = FinetuningConfig(**settings, pool=16, max_gradient_norm=1.0)
-    trained, losses = finetune(masked_lm, benchmark.train, config)
+    config = _lazy.finetuning.FinetuningConfig(**settings, pool=16, max_gradient_norm=1.0)
+    trained, losses = _lazy.finetuning.finetune(masked_lm, benchmark.train, config)
     results = {
         "benchmark": benchmark.name, "facts": len(benchmark.facts), "steps": len(losses), "final_loss": losses[-1],
-        "accuracy": {key: measure_accuracy(model, benchmark.test) for key, model in (("before", masked_lm), ("after", trained))},
-        "majority_accuracy": majority_accuracy(benchmark),
+        "accuracy": {key: _lazy.evaluation.measure_accuracy(model, benchmark.test) for key, model in (("before", masked_lm), ("after", trained))},
+        "majority_accuracy": _lazy.evaluation.majority_accuracy(benchmark),
     }
-    save_masked_lm(trained, output)
+    _lazy.masked_lm.save_masked_lm(trained, output)
     with write_atomically(output / "finetuning.json") as temporary:
         temporary.write_text(_to_json({"config": asdict(config), **results}, indent=1) + "\n", encoding="utf-8")
     return results
@@ -435,12 +407,8 @@ def _check_blocks(blocks: int | list[int] | str, num_blocks: int) -> None:
 
 def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
     "Refuse new objects that the tokenizer cannot say."
-    from modmem.batches import keep_answerable
-    from modmem.facts import Benchmark
-    from modmem.files import read_jsonl
-
     facts = tuple(edits.modified_facts.values())
-    kept = set(keep_answerable(masked_lm.tokenizer, Benchmark(facts, (), ())).facts)
+    kept = set(_lazy.batches.keep_answerable(masked_lm.tokenizer, _lazy.facts.Benchmark(facts, (), ())).facts)
     for fact, (line, _) in zip(facts, read_jsonl(path)):
         if fact not in kept:
             raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, line, "new_object")
@@ -448,15 +416,11 @@ def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) ->
 # %% ../nbs/6_commands/04_cli.ipynb #edit-parts
 def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Edit:
     "Edit a model, if it has the blocks."
-    from modmem.blocks import select_parameters
-    from modmem.constraints import modify_constrained
-    from modmem.editor import ModificationConfig
-
     try:
-        select_parameters(masked_lm, settings["blocks"])
+        _lazy.blocks.select_parameters(masked_lm, settings["blocks"])
     except ValueError as error:  # shared blocks, or a hub model with fewer
         raise _UsageError(f"Invalid value for '--blocks': {error}") from None
-    return modify_constrained(masked_lm, modified, ModificationConfig(**settings))
+    return _lazy.constraints.modify_constrained(masked_lm, modified, _lazy.editor.ModificationConfig(**settings))
 
 
 def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:
@@ -474,14 +438,12 @@ def _compare(values: Mapping[str, Any]) -> Any:
 
 def _answer_edits(models: Mapping[str, MaskedLM], modified: ModifiedBenchmark) -> dict:
     "What a model, and perhaps its edited version, answers to the sentences of a list of edits."
-    from modmem.evaluation import measure_accuracy
-
     sides = {"test_accuracy": modified.modified_test, "evidence_accuracy": modified.modified_train}
     asked = (*modified.modified_test, *modified.modified_train)
     answers = {key: [answer for answer, in model.predict(asked)] for key, model in models.items()}
     return {
         "facts": len(modified.modified_facts),
-        **{name: _compare({key: measure_accuracy(model, side) for key, model in models.items()}) for name, side in sides.items()},
+        **{name: _compare({key: _lazy.evaluation.measure_accuracy(model, side) for key, model in models.items()}) for name, side in sides.items()},
         "answers": [
             {"text": evidence.text, "expected": evidence.fact.object, **dict(zip(answers, given))}
             for evidence, *given in zip(asked, *answers.values())
@@ -503,12 +465,10 @@ def _edit(
 
     The chosen blocks are trained on the evidence, inside a ball around the old weights.
     """
-    from modmem.edits import read_edits
-
     _check_output(output)
     _check_replaceable(output)
     _check_blocks(blocks, _check_model(model).get("num_hidden_layers", math.inf))
-    modified = read_edits(edits)
+    modified = _lazy.edits.read_edits(edits)
     masked_lm = _load(model, device)
     _check_objects(masked_lm, modified, edits)
     settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps}
@@ -533,18 +493,15 @@ def _match_facts(record: dict, benchmark: Benchmark) -> dict[Fact, Fact]:
 
 def _score_benchmark(models: Mapping[str, MaskedLM], record: dict | None, benchmark: Benchmark) -> dict:
     "Accuracy on a benchmark's test questions, before and after an edit."
-    from modmem.evaluation import evaluate, majority_accuracy
-    from modmem.modification import apply_modifications
-
     changed = {} if record is None else _match_facts(record, benchmark)
     if record is not None and not changed:
         _say("none of the edit's facts is in this dataset")
-    modified = apply_modifications(benchmark, changed)
-    scores = {key: evaluate(model, modified) for key, model in models.items()}
+    modified = _lazy.modification.apply_modifications(benchmark, changed)
+    scores = {key: _lazy.evaluation.evaluate(model, modified) for key, model in models.items()}
     measures = _MEASURES if changed else {"accuracy": "unmodified", "accuracy_by_fact": "unmodified_by_fact"}
     return {
         "benchmark": benchmark.name, "facts": len(benchmark.facts), "questions": len(benchmark.test),
-        "majority_accuracy": majority_accuracy(benchmark), **({"modified_facts": len(changed)} if changed else {}),
+        "majority_accuracy": _lazy.evaluation.majority_accuracy(benchmark), **({"modified_facts": len(changed)} if changed else {}),
         **{name: _compare({key: getattr(score, measure) for key, score in scores.items()}) for name, measure in measures.items()},
     }
 
@@ -560,16 +517,12 @@ def _evaluate(
     "Measure what a model answers, and what an edit of it changes."
     a_dataset = trex is not None or zsre is not None or synthetic
     _require(edits is None or not a_dataset, "expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
-    from modmem.edits import read_edits
-
     _check_model(model)
     record = None if edit is None else _read_record(edit)
-    data = _read_source(trex, zsre, synthetic, download, relations) if edits is None else read_edits(edits)
+    data = _read_source(trex, zsre, synthetic, download, relations) if edits is None else _lazy.edits.read_edits(edits)
     models = {"before": _load(model, device)}
     if edit is not None:
-        from modmem.editor import Edit
-
-        models["after"] = _apply(models["before"], Edit.load(edit), edit)
+        models["after"] = _apply(models["before"], _lazy.editor.Edit.load(edit), edit)
     if edits is not None:
         _check_objects(models["before"], data, edits)
         _report(_answer_edits(models, data), as_json)
@@ -584,10 +537,7 @@ def _apply_edit(model: _Model, edit: _EditFile, output: _Folder) -> None:
     _check_model(model)
     _read_record(edit)
     masked_lm = _load(model, "cpu")
-    from modmem.editor import Edit
-    from modmem.masked_lm import save_masked_lm
-
-    save_masked_lm(_apply(masked_lm, Edit.load(edit), edit), output)
+    _lazy.masked_lm.save_masked_lm(_apply(masked_lm, _lazy.editor.Edit.load(edit), edit), output)
 
 
 @_app.command("show")
@@ -625,11 +575,10 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Compute nothing, say w
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce-checks
 def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options: Mapping[str, Any]) -> list:
     "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
-    from modmem.artefacts import choose_artefacts, list_artefacts, list_runs, parameter_file
-
-    names = names or [name for name in list_artefacts() if name != "edit_synthetic"]  # a guide, which has to be named
+    artefacts = _lazy.artefacts
+    names = names or [name for name in artefacts.list_artefacts() if name != "edit_synthetic"]  # a guide, which has to be named
     try:
-        return [list_runs(artefact) for artefact in choose_artefacts(names, given, scale and parameter_file(scale), options)]
+        return [artefacts.list_runs(artefact) for artefact in artefacts.choose_artefacts(names, given, scale and artefacts.parameter_file(scale), options)]
     except DataError:
         raise
     except ValueError as error:
@@ -657,19 +606,15 @@ def _count_rows(table: Any) -> str:
 
 def _compute_part(artefacts: Sequence, part: tuple[int, int], work: dict) -> None:
     "Compute one part of the rows, and say how to go on."
-    from modmem.reproduce import compute_rows
-
-    table = compute_rows(artefacts, **work, part=(part[0] - 1, part[1]))
+    table = _lazy.reproduce.compute_rows(artefacts, **work, part=(part[0] - 1, part[1]))
     typer.echo(f"part {part[0]} of {part[1]}: {_count_rows(table)}")
     typer.echo("when all parts are done, the same command without --shard makes the artefacts")
 
 
 def _reproduce_all(artefacts: Sequence, output: Path, work: dict) -> None:
     "Make the artefacts, and say what was written."
-    from modmem.reproduce import reproduce
-
     began = time.perf_counter()
-    outcome = reproduce(artefacts, output, **work)
+    outcome = _lazy.reproduce.reproduce(artefacts, output, **work)
     for name, files in outcome.files.items():
         note = " (failed)" if name in outcome.errors else "" if name in outcome.seconds else " (as it was)"
         typer.echo(f"{name:<16}{' '.join(path.name for path in files)}{note}")
@@ -701,9 +646,7 @@ def _reproduce(
     options |= {"device": device, "threads": threads, "engine": engine, "scheduler": scheduler}
     artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, options)
     if dry_run:
-        from modmem.cost import describe_plan
-
-        typer.echo(describe_plan(artefacts, store, rows))
+        typer.echo(_lazy.cost.describe_plan(artefacts, store, rows))
         return
     _check_needs(artefacts, device, engine)
     work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None}

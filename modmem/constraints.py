@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,11 +14,12 @@ import torch
 
 from .blocks import select_parameters
 from .editor import Edit, ModificationConfig, modify_facts
+from .files import check_choice
 from .fisher import FisherBall, estimate_fisher
 from .masked_lm import MaskedLM
 from .modification import ModifiedBenchmark
 from .penalties import check_weight, ewc_penalty, kl_penalty
-from .projection import BALLS, LinfBall, check_radius, check_weights, project_linf
+from .projection import BALLS, LinfBall
 
 # %% auto #0
 __all__ = ['CONSTRAINTS', 'PENALTIES', 'RelativeLinfBall', 'check_norm', 'modify_constrained', 'PenalizedConfig',
@@ -26,31 +27,12 @@ __all__ = ['CONSTRAINTS', 'PENALTIES', 'RelativeLinfBall', 'check_norm', 'modify
 
 # %% ../nbs/3_editors/02_constraints.ipynb #relative-ball
 @dataclass(frozen=True)
-class RelativeLinfBall:
+class RelativeLinfBall(LinfBall):
     "Weights that differ from their center by at most `radius` times the root mean square of their tensor."
-    radius: float  # a share; inf for no constraint
-
-    def __post_init__(self):
-        object.__setattr__(self, "radius", check_radius(self.radius))
 
     def _boxes(self, weights, centers):
-        "List each tensor with its center and its own radius."
-        check_weights(weights, centers)
         scales = [1 if math.isinf(self.radius) else center.double().square().mean().sqrt().item() for center in centers]
-        return [(weight, center, self.radius * scale) for weight, center, scale in zip(weights, centers, scales)]
-
-    @torch.no_grad()
-    def project(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> None:
-        "Move `weights`, in place, to the nearest point of the ball around `centers`."
-        for weight, center, radius in self._boxes(weights, centers):
-            weight.copy_(project_linf(weight, center, radius))
-
-    @torch.no_grad()
-    def face_share(self, weights: Sequence[torch.Tensor], centers: Sequence[torch.Tensor]) -> float:  # in 0..1
-        "Measure the share of weights that have used up their radius."
-        boxes = self._boxes(weights, centers)
-        on_face = sum(((weight <= center - radius) | (weight >= center + radius)).sum().item() for weight, center, radius in boxes)
-        return on_face / sum(weight.numel() for weight in weights)
+        return [(weight, center, radius * scale) for (weight, center, radius), scale in zip(super()._boxes(weights, centers), scales)]
 
 # %% ../nbs/3_editors/02_constraints.ipynb #fisher-constraint
 def _fisher_ball(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: ModificationConfig, kind: str, projection: str):
@@ -75,8 +57,7 @@ CONSTRAINTS: dict[str, Callable] = {  # norm -> its ball, from model, modified b
 # %% ../nbs/3_editors/02_constraints.ipynb #modify-constrained
 def check_norm(norm: str) -> None:
     "Refuse a norm that no constraint has."
-    if norm not in CONSTRAINTS:
-        raise ValueError(f"norm must be one of {', '.join(CONSTRAINTS)}, not {norm!r}")
+    check_choice("norm", norm, CONSTRAINTS)
 
 
 def modify_constrained(
@@ -93,14 +74,12 @@ def modify_constrained(
 
 # %% ../nbs/3_editors/02_constraints.ipynb #penalties
 def _ewc(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: PenalizedConfig) -> Callable:
-    "The EWC penalty of an edit."
     parameters, seed = select_parameters(masked_lm, config.modification.blocks), config.modification.finetuning.seed
     fisher = estimate_fisher(masked_lm, modified_benchmark.unmodified_train, list(parameters), seed=seed)
     return ewc_penalty([weight.detach() for weight in parameters.values()], fisher, config.penalty_weight)
 
 
 def _kl(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: PenalizedConfig) -> Callable:
-    "The KL penalty of an edit."
     names, training = list(select_parameters(masked_lm, config.modification.blocks)), config.modification.finetuning
     prompts = modified_benchmark.unmodified_train
     return kl_penalty(masked_lm, names, prompts, config.penalty_weight, batch_size=training.batch_size, seed=training.seed)
@@ -117,15 +96,13 @@ class PenalizedConfig:
     penalty_weight: float  # lambda
 
     def __post_init__(self):
-        if self.penalty not in PENALTIES:
-            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {self.penalty!r}")
+        check_choice("penalty", self.penalty, PENALTIES)
         check_weight(self.penalty_weight)
 
 
 def modify_penalized(
     masked_lm: MaskedLM,  # theta_0; stays as it is
-    modified_benchmark: ModifiedBenchmark,
-    config: PenalizedConfig,
+    modified_benchmark: ModifiedBenchmark, config: PenalizedConfig,
     anchor: MaskedLM | None = None,  # the center of ball and penalty, if not `masked_lm`: the model before its first edit
 ) -> Edit:
     "Edit with a penalty for change, and perhaps within a ball."

@@ -17,7 +17,7 @@ import torch
 from .batches import EncodedEvidence, encode_evidence, make_batch
 from .facts import MASK, Benchmark, Evidence, Fact
 from .fae import FactBatch, FactMemory, FactsAsExperts, FaeNames
-from .files import load_record, save_record
+from .files import check_choice, load_record, save_record
 
 # %% auto #0
 __all__ = ['name_entities', 'build_memory', 'EncodedFact', 'encode_facts', 'make_fact_batch', 'SymbolicEdit', 'relink_facts']
@@ -31,9 +31,7 @@ def _subject_id(fact: Fact) -> str:
     return fact.subject_id or fact.subject
 
 
-def name_entities(
-    benchmark: Benchmark,
-) -> FaeNames:
+def name_entities(benchmark: Benchmark) -> FaeNames:
     "Give every subject, object and relation of a benchmark a row."
     labels = {}
     for fact in benchmark.facts:
@@ -44,8 +42,7 @@ def name_entities(
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #build-memory
 def build_memory(
-    benchmark: Benchmark,
-    names: FaeNames,
+    benchmark: Benchmark, names: FaeNames,
     coverage: float = 1.0,  # share of the pairs of subject and relation that are stored
     seed: int = 0,  # which ones
 ) -> FactMemory:
@@ -110,10 +107,7 @@ class EncodedFact:
     fact: int  # 0: null; else 1 + its place in the memory
 
 
-def encode_facts(
-    fae: FactsAsExperts,
-    evidence: Sequence[Evidence],
-) -> list[EncodedFact]:
+def encode_facts(fae: FactsAsExperts, evidence: Sequence[Evidence]) -> list[EncodedFact]:
     "Tokenize evidence, find the subjects, and look up the labels."
     read = encode_evidence(fae.encoder.tokenizer, evidence, fae.encoder.max_length)
     spans = _locate_subjects(fae.encoder.tokenizer, evidence, read)
@@ -127,8 +121,7 @@ def encode_facts(
 
 # %% ../nbs/4_memories/02_fact_memory.ipynb #make-fact-batch
 def make_fact_batch(
-    fae: FactsAsExperts,
-    encoded: Sequence[EncodedFact],
+    fae: FactsAsExperts, encoded: Sequence[EncodedFact],
     hidden: Sequence[bool] | None = None,  # sentences that must do without their fact; None: no sentence
 ) -> FactBatch:
     "Pad, gather mentions and labels, and move them to the model's device."
@@ -232,8 +225,7 @@ def relink_facts(
     absent: str = "refuse",  # facts without a key: "refuse", "skip" or "insert"
 ) -> SymbolicEdit:
     "Make the edit that writes new objects into the memory."
-    if absent not in ("refuse", "skip", "insert"):
-        raise ValueError(f"absent must be 'refuse', 'skip' or 'insert', not {absent!r}")
+    check_choice("absent", absent, ("refuse", "skip", "insert"))
     tails, inserted, links, facts = fae.memory.tails.tolist(), set(), [], []
     for old, new in modified_facts.items():
         *key, new_row = _look_up(fae.names, new)

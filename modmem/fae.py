@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .blocks import select_parameters
-from .files import check_whole
+from .files import check_choice, check_whole
 from .masked_lm import MaskedLM, copy_with_own
 
 # %% auto #0
@@ -92,8 +92,7 @@ class FaeConfig:
                 check_whole(name, getattr(self, name))
         if not 0 <= self.context_scale <= 1:
             raise ValueError(f"context_scale must lie from 0 to 1, not {self.context_scale!r}")
-        if self.normalize not in ("all", "mentions", "none"):
-            raise ValueError(f"normalize must be 'all', 'mentions' or 'none', not {self.normalize!r}")
+        check_choice("normalize", self.normalize, ("all", "mentions", "none"))
 
 # %% ../nbs/4_memories/01_fae.ipynb #network
 class FaeNetwork(nn.Module):
@@ -102,9 +101,7 @@ class FaeNetwork(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,  # a BertForMaskedLM, becomes a part of this
-        num_entities: int,
-        num_relations: int,
-        config: FaeConfig,
+        num_entities: int, num_relations: int, config: FaeConfig,
     ):
         super().__init__()
         hidden, size = encoder.config.hidden_size, config.entity_size
@@ -234,9 +231,7 @@ class FactsAsExperts:
     def __init__(
         self,
         masked_lm: MaskedLM,  # where blocks and word embeddings start; stays as it is
-        names: FaeNames,
-        memory: FactMemory,
-        config: FaeConfig = FaeConfig(),
+        names: FaeNames, memory: FactMemory, config: FaeConfig = FaeConfig(),
         seed: int = 0,  # of the new weights
     ):
         if config.first_blocks >= len(masked_lm.blocks):
@@ -275,9 +270,7 @@ def copy_fae(
 _PREFIXES = {"tables": ("entities", "relations"), "head": ("encoder.cls.", "encoder.predictions."), "embeddings": ("encoder.",)}
 
 
-def partition_parameters(
-    fae: FactsAsExperts,
-) -> dict[str, list[str]]:  # group -> names of parameters; every parameter is in one group
+def partition_parameters(fae: FactsAsExperts) -> dict[str, list[str]]:  # group -> names of parameters; every parameter is in one group
     "Sort the parameters: embeddings, each block by stage, AWT, the tables, and BERT's head, which is not used."
     first = fae.config.first_blocks
     stages = [f"stage1.{i}" if i < first else f"stage2.{i - first}" for i in range(len(fae.encoder.blocks))]
@@ -297,8 +290,7 @@ def select_group(
     "Select what a column of Table 5 trains."
     last = len(fae.encoder.blocks) - 1
     blocks = {"none": None, "AWT": None, "middle+AWT": (fae.config.first_blocks + last) // 2, "last+AWT": last, "all": "all"}
-    if group not in blocks:
-        raise ValueError(f"group must be one of {', '.join(blocks)}, not {group!r}")
+    check_choice("group", group, blocks)
     if group == "none":
         return {}
     parts = partition_parameters(fae)

@@ -13,6 +13,7 @@ from .evaluation import EditAccuracy
 from .fact_memory import SymbolicEdit, relink_facts
 from .fae import FactsAsExperts, copy_fae, select_group
 from .fae_training import evaluate_fae, finetune_fae
+from .files import check_choice
 from .finetuning import FinetuningConfig
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
@@ -39,8 +40,7 @@ class FaeEditConfig:
         self, group, norm="linf", radius=None, finetuning=None, tables=False, null_rate=0.0, symbolic=True, absent="refuse", **settings
     ):
         "Settings of `finetuning` can be given by name (`choose_training`)."
-        if group not in ("none", "AWT", "middle+AWT", "last+AWT", "all"):
-            raise ValueError(f"group must be one of none, AWT, middle+AWT, last+AWT, all, not {group!r}")
+        check_choice("group", group, ("none", "AWT", "middle+AWT", "last+AWT", "all"))
         finetuning, training = choose_training(finetuning or PAPER_TRAINING, **settings), (None,) * 5
         if group != "none":
             training = (norm, make_ball(norm, radius).radius, finetuning, tables, null_rate)
@@ -87,8 +87,7 @@ class FaeEdit:
 # %% ../nbs/4_memories/04_fae_editing.ipynb #modify-fae
 def modify_fae(
     fae: FactsAsExperts,  # theta_0; stays as it is
-    modified_benchmark: ModifiedBenchmark,
-    config: FaeEditConfig,
+    modified_benchmark: ModifiedBenchmark, config: FaeEditConfig,
 ) -> FaeEdit:
     "Rewrite the memory, then train a group of weights on D_M inside the ball (Eq. 3, Table 5)."
     symbols, start = None, copy_fae(fae, [])

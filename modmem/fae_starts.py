@@ -38,8 +38,7 @@ class FaeStart:
 # %% ../nbs/5_experiments/01_fae_starts.ipynb #find-fae
 @lru_cache(maxsize=2)
 def find_fae(
-    start: FaeStart,
-    places: Places,
+    start: FaeStart, places: Places,
 ) -> tuple[FactsAsExperts, dict[str, str]]:  # shared: not to be changed; start_hash and pretrained_hash
     "Load a FaE, which is trained if it is not there yet."
     folder = places.cache / f"fae-{hash_settings(start.settings)}"
@@ -53,8 +52,7 @@ def find_fae(
 
 # %% ../nbs/5_experiments/01_fae_starts.ipynb #find-model
 def find_model(
-    start: Start | FaeStart,
-    places: Places,
+    start: Start | FaeStart, places: Places,
 ) -> tuple[MaskedLM | FactsAsExperts, dict[str, str]]:  # shared: not to be changed; start_hash and pretrained_hash
     "Load a starting point of either kind, which is made if it is not there yet."
     return find_fae(start, places) if isinstance(start, FaeStart) else find_start(start, places)

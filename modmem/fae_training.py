@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from .batches import bucket_by_length
 from .evaluation import EditAccuracy, list_questions, summarize_answers
@@ -36,24 +35,21 @@ _LOSSES = ("entity", "context", "answer", "fact")
 
 
 def fae_loss(
-    fae: FactsAsExperts,
-    batch: FactBatch,
-    losses: Sequence[str] = _LOSSES,
+    fae: FactsAsExperts, batch: FactBatch, losses: Sequence[str] = _LOSSES,
 ) -> torch.Tensor:  # scalar: sum of the losses, mean over sentences
     "Compute the loss of a batch."
     output = fae(batch)
     answers = {"entity": batch.mention_labels, "context": batch.mention_labels, "answer": batch.answers, "fact": batch.facts}
     scores = [getattr(output, f"{name}_scores") for name in losses]
     width = max(some.shape[1] for some in scores)
-    rows = torch.cat([nn.functional.pad(some, (0, width - some.shape[1]), value=-math.inf) for some in scores])
-    total = nn.functional.cross_entropy(rows, torch.cat([answers[name] for name in losses]), reduction="sum")
+    rows = torch.cat([torch.nn.functional.pad(some, (0, width - some.shape[1]), value=-math.inf) for some in scores])
+    total = torch.nn.functional.cross_entropy(rows, torch.cat([answers[name] for name in losses]), reduction="sum")
     return total / len(batch.input_ids)
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #finetune-fae
 def finetune_fae(
     fae: FactsAsExperts,  # stays as it is
-    evidence: Sequence[Evidence],
-    config: FinetuningConfig,
+    evidence: Sequence[Evidence], config: FinetuningConfig,
     null_rate: float = 0.0,  # share of the sentences that must do without their fact
     losses: Sequence[str] = _LOSSES,
     parameters: Sequence[str] | None = None,  # names of the weights to train; None: all
@@ -97,8 +93,7 @@ def null_bias_for(
 # %% ../nbs/4_memories/03_fae_training.ipynb #make-fae
 def make_fae(
     masked_lm: MaskedLM,  # where blocks and word embeddings start
-    benchmark: Benchmark,
-    recipe: FaeRecipe,
+    benchmark: Benchmark, recipe: FaeRecipe,
 ) -> FactsAsExperts:
     "Make the FaE of a recipe, before training."
     names = name_entities(benchmark)
@@ -108,9 +103,7 @@ def make_fae(
 
 
 def train_fae(
-    masked_lm: MaskedLM,
-    benchmark: Benchmark,
-    recipe: FaeRecipe,
+    masked_lm: MaskedLM, benchmark: Benchmark, recipe: FaeRecipe,
 ) -> tuple[FactsAsExperts, list[float]]:  # FaE after FT, and the loss of each step
     "Make the FaE of a recipe: FT on the benchmark."
     return finetune_fae(make_fae(masked_lm, benchmark, recipe), benchmark.train, recipe.finetuning, recipe.null_rate)
@@ -118,9 +111,7 @@ def train_fae(
 # %% ../nbs/4_memories/03_fae_training.ipynb #answer-questions
 @torch.no_grad()
 def answer_questions(
-    fae: FactsAsExperts,
-    evidence: Sequence[Evidence],
-    batch_size: int = 128,
+    fae: FactsAsExperts, evidence: Sequence[Evidence], batch_size: int = 128,
 ) -> pd.DataFrame:  # a row a question, in their order
     "Answer questions, and say where the answers came from."
     encoded, keys, parts = encode_facts(fae, evidence), fae.make_keys(), []
@@ -144,8 +135,7 @@ def answer_questions(
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #evaluate-fae
 def evaluate_fae(
-    fae: FactsAsExperts,
-    modified_benchmark: ModifiedBenchmark,
+    fae: FactsAsExperts, modified_benchmark: ModifiedBenchmark,
 ) -> EditAccuracy:  # `correct` is by token; `per_fact` has the columns of `answer_questions` as well
     "Measure A_M and A_F\\S (Section 4.2)."
     answers = answer_questions(fae, [*modified_benchmark.modified_test, *modified_benchmark.unmodified_test])

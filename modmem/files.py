@@ -5,12 +5,11 @@
 # %% ../nbs/1_method/00_files.ipynb #imports
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['DataError', 'check_whole', 'read_jsonl', 'get_field', 'write_atomically', 'write_folder_atomically', 'save_record',
-           'load_record', 'exclusively', 'hash_file']
+__all__ = ['DataError', 'check_whole', 'check_choice', 'read_jsonl', 'get_field', 'write_atomically', 'write_folder_atomically',
+           'save_record', 'load_record', 'exclusively']
 
 # %% ../nbs/1_method/00_files.ipynb #data-error
 class DataError(ValueError):
@@ -43,6 +42,12 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
     "Refuse a setting, which the error names, that is not a whole number or is too small."
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    "Refuse a setting, which the error names, that is none of the choices."
+    if value not in list(choices):
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
 
 # %% ../nbs/1_method/00_files.ipynb #read-jsonl
 def read_jsonl(
@@ -74,7 +79,7 @@ def get_field(
     name: str,  # key to look up
     kind: type,  # str, list or dict
     path: str | Path,  # for the error
-    line: int,  # for the error
+    line: int | None,  # for the error
 ):  # the value: of the type asked for, and not empty
     "Look up a field that must be there, of the right type and not empty."
     if name not in record:
@@ -132,8 +137,7 @@ def write_folder_atomically(
 
 # %% ../nbs/1_method/00_files.ipynb #save-record
 def save_record(
-    path: str | Path,
-    tensors: Mapping[str, torch.Tensor],
+    path: str | Path, tensors: Mapping[str, torch.Tensor],
     kind: str,  # what the file holds, such as "edit"
     record: Mapping,  # plain JSON
 ) -> None:
@@ -149,18 +153,19 @@ def load_record(
     path: str | Path,
     kind: str,  # what the file must hold
     needed: frozenset[str] = frozenset(),  # keys of the record that must be there
-) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, mapped from the file; the record
+    with_tensors: bool = True,  # or the record alone, which needs no torch
+) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, mapped from the file, or none; the record
     "Read what `save_record` wrote; `DataError` if it is something else."
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise DataError("no such file", path)
     try:
-        with safe_open(path, framework="pt") as saved:
+        with safe_open(path, framework="pt" if with_tensors else "np") as saved:
             record = json.loads((saved.metadata() or {})[f"modmem_{kind}"])
             if not isinstance(record, dict) or not needed <= record.keys():
                 raise DataError(f"expected the record of modmem's {kind}, found an incomplete one", path)
-            return {name: saved.get_tensor(name) for name in saved.keys()}, record
+            return {name: saved.get_tensor(name) for name in saved.keys() if with_tensors}, record
     except SafetensorError as error:
         raise DataError(f"expected a safetensors file: {error}", path) from None
     except (KeyError, json.JSONDecodeError):
@@ -181,12 +186,3 @@ def exclusively(
         yield lock.is_locked
     finally:
         lock.release()
-
-# %% ../nbs/1_method/00_files.ipynb #hash-file
-def hash_file(path: str | Path) -> str:  # SHA-256, 64 hexadecimal digits
-    "Hash a file's bytes."
-    with Path(path).open("rb") as content:
-        digest = hashlib.sha256()
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

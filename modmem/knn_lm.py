@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .batches import MaskedBatch, bucket_by_length
 from .facts import Evidence
-from .files import DataError, check_whole, load_record, save_record, write_folder_atomically
+from .files import DataError, check_choice, check_whole, load_record, save_record, write_folder_atomically
 from .masked_lm import MaskedLM, hash_weights, in_mode
 from .modification import ModifiedBenchmark
 from .trials import Method
@@ -45,18 +45,9 @@ _KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last bloc
 }
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #compute-keys
-def _check_layer(layer: str) -> None:
-    if layer not in _KEY_LAYERS:
-        raise ValueError(f"layer must be one of {', '.join(_KEY_LAYERS)}, not {layer!r}")
-
-
-def _compute_keys(
-    masked_lm: MaskedLM,
-    batch: MaskedBatch,
-    layer: str = "last_hidden",  # a key of `_KEY_LAYERS`
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, H), a key for each sentence; (K, H), the states that the head reads
-    "Compute c(x; theta_0), the mean state at a sentence's slots, and what is needed to go on to f(x; theta_0)."
-    _check_layer(layer)
+def _compute_keys(masked_lm: MaskedLM, batch: MaskedBatch, layer: str = "last_hidden") -> tuple[torch.Tensor, torch.Tensor]:
+    "Compute c(x; theta_0), the mean state at each sentence's slots (B, H), and the states that the head reads to go on to f(x; theta_0) (K, H)."
+    check_choice("layer", layer, _KEY_LAYERS)
     read = masked_lm.run_blocks(masked_lm.embed(batch), batch, stop=-1)
     written = masked_lm.read_slots(read, batch, start=-1)
     states = _KEY_LAYERS[layer](masked_lm, read, written, batch)
@@ -87,14 +78,8 @@ def _propose(queries: torch.Tensor, keys: torch.Tensor, fits: Callable[[slice], 
     return positions.sort(1).values
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #find-nearest-exactly
-def _measure_candidates(
-    queries: torch.Tensor,  # (Q, H)
-    keys: torch.Tensor,  # (N, H)
-    positions: torch.Tensor,  # (Q, C): proposed keys, each once
-    fitting: torch.Tensor | None,  # (Q, C): those that count; None: all
-    k: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # (Q, k): distances and positions
-    "Measure proposed keys by subtraction, and keep the k nearest."
+def _measure_candidates(queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, fitting: torch.Tensor | None, k: int) -> tuple:
+    "Measure the proposed keys (Q, C) that fit (None: all do) by subtraction; distances and positions of the k nearest: (Q, k)."
     parts = positions.split(max(1, _NUMBERS_AT_ONCE // (positions.shape[1] * keys.shape[1])))
     asked = queries.double()[:, None].split([len(part) for part in parts])
     near = [(keys[part.cpu()].to(some.device).double() - some).square_().sum(-1).sqrt_() for some, part in zip(asked, parts)]
@@ -164,7 +149,6 @@ def _write_memory(directory: str | Path, values: torch.Tensor, chunks: Iterator[
 
 
 def _map_keys(path: Path, count: int) -> torch.Tensor:
-    "Map the keys of a memory from their file."
     try:
         keys = npy.open_memmap(path, mode="c")
     except (OSError, ValueError) as error:
@@ -174,9 +158,7 @@ def _map_keys(path: Path, count: int) -> torch.Tensor:
     return torch.from_numpy(keys)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #find-by-index
-def _find_by_index(
-    queries: torch.Tensor, keys: torch.Tensor, k: int, num_slots: torch.Tensor, lengths: torch.Tensor, index: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _find_by_index(queries: torch.Tensor, keys: torch.Tensor, k: int, num_slots: torch.Tensor, lengths: torch.Tensor, index: Any) -> tuple:
     "Measure what an index proposes, which marks what it lacks by -1."
     _, found = index.search(queries.float().cpu().numpy(), min(k + _SPARE, len(keys)))
     positions = torch.as_tensor(found, dtype=torch.int64)
@@ -228,8 +210,7 @@ def build_memory(
     "Remember evidence: a key and an object for each, in its order."
     if not evidence:
         raise ValueError("there is no evidence to remember")
-    if dtype not in (torch.float32, torch.float16):
-        raise ValueError(f"keys must be float32 or float16, not {dtype}")
+    check_choice("dtype", dtype, (torch.float32, torch.float16))
     values, chunks = _object_pieces(masked_lm, evidence), (keys for keys, _ in _key_chunks(masked_lm, evidence, layer))
     if directory is None:
         return NeighborMemory(torch.cat([keys.to(dtype) for keys in chunks]), values, layer, hash_weights(masked_lm))
@@ -237,9 +218,7 @@ def build_memory(
     return NeighborMemory.load(directory)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #memory-evidence
-def _check_remembered(remembered: str) -> None:
-    if remembered not in ("modified", "all"):
-        raise ValueError(f"remembered must be 'modified' or 'all', not {remembered!r}")
+_REMEMBERED = ("modified", "all")
 
 
 def memory_evidence(
@@ -248,7 +227,7 @@ def memory_evidence(
     edited: bool = True,  # with the new objects; False: the old ones
 ) -> tuple[Evidence, ...]:
     "Choose what a memory remembers (Appendix F)."
-    _check_remembered(remembered)
+    check_choice("remembered", remembered, _REMEMBERED)
     evidence = modified_benchmark.modified_train
     if not edited:
         old = {fact.id: fact for fact in modified_benchmark.modified_facts}
@@ -301,12 +280,9 @@ class Interpolation:
         found = distances[:, 0] < math.inf
         votes = (-distances.square() / self.temperature).softmax(-1).to(own.dtype)
         neighbors = torch.zeros_like(own).scatter_add_(1, pieces, votes).log()
-        mixed = torch.logaddexp(own + _log(1 - self.weight), neighbors + _log(self.weight))
+        rest, share = torch.tensor([1 - self.weight, self.weight], dtype=torch.float64).log().tolist()
+        mixed = torch.logaddexp(own + rest, neighbors + share)
         return torch.where(found[:, None], mixed, own)
-
-
-def _log(number: float) -> float:
-    return math.log(number) if number else -math.inf
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #neighbor-lm
 class NeighborLM(MaskedLM):
@@ -315,8 +291,7 @@ class NeighborLM(MaskedLM):
     def __init__(
         self,
         masked_lm: MaskedLM,  # theta_0; shares its weights
-        memory: NeighborMemory,
-        rule: NearestWithin | Interpolation,
+        memory: NeighborMemory, rule: NearestWithin | Interpolation,
         index: Any = None,  # for approximate search: `search(queries, k)` as faiss has it
     ):
         super().__init__(masked_lm.model, masked_lm.tokenizer)
@@ -364,8 +339,8 @@ class NeighborConfig:
             NearestWithin(self.epsilon)
         elif not 0 <= self.epsilon_quantile <= 1:
             raise ValueError(f"epsilon_quantile must lie in 0..1, not {self.epsilon_quantile!r}")
-        _check_remembered(self.remembered)
-        _check_layer(self.key_layer)
+        check_choice("remembered", self.remembered, _REMEMBERED)
+        check_choice("layer", self.key_layer, _KEY_LAYERS)
         check_whole("seed", self.seed, least=0)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #neighbors

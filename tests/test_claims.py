@@ -11,13 +11,15 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from runs_by_column import expand_grid, make_run
 from scipy import stats
 
-from modmem.claims import CLAIMS, Claim, Parts, assign_parts, check_claims, write_claims
+from modmem.claims import CLAIMS, Claim, Parts, assign_parts, check_claims, load_claims, write_claims
 from modmem.claims import _at_equal
+from modmem.files import DataError
 from modmem.page import build_report
 from modmem.rows import load_results
 from modmem.statistics import correct_levels, find_interval, find_p, give_verdict
@@ -461,3 +463,21 @@ def test_what_changed_nothing_in_any_run_needs_no_spread():
     assert find_p([0.0, 0.0], "more than", 0.0) == 1.0 and give_verdict(0.0, 0.0, "within", 2.0) == "holds"
     assert give_verdict(0.0, 0.0, "more than", 10.0) == "contradicted" and give_verdict(0.0, 0.0, "more than", 0.0) == "undecided"
     assert all(map(math.isnan, find_interval([0.0]))) and all(map(math.isnan, find_interval([3.0, 3.0])))
+
+
+ENTRY = {"name": "one", "statement": "It is so.", "source": "Section 1", "contrast": "this minus that", "measure": {"moves": {}}, "why": "who knows"}
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"why": None}, "field 'why': expected str, found NoneType"), ({"source": " "}, "field 'source': expected a str that is not empty"),
+    ({"measure": {"luck": {}}}, "field 'measure': expected one of term, difference,"), ({"measure": {"moves": {}, "term": {}}}, "with its settings"),
+    ({"measure": {"difference": {"more": {}}}}, "missing a required argument: 'less'"), ({"margn": 2.0}, "unexpected keyword argument 'margn'"),
+    ({"kind": "less than"}, "kind must be 'more than' or 'within', not 'less than'"), ({"kind": "within"}, "must be positive, not 0.0"),
+])  # fmt: skip
+def test_a_bad_entry_of_the_file_is_named_with_what_is_wrong(tmp_path, change, expected):
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump([ENTRY]))
+    assert [claim.name for claim in load_claims(path)] == ["one"]
+    path.write_text(yaml.safe_dump([ENTRY | change]))
+    with pytest.raises(DataError, match=f"claims.yaml: claim 'one': .*{re.escape(expected)}"):
+        load_claims(path)

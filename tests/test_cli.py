@@ -137,7 +137,7 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("finetune", "synthetic", "--synthetic", "--output", "E"): "Invalid value for '--output': dir 'edits.jsonl' is a file",
     ("apply", "synthetic", "E", "--output", "O"): "edits.jsonl: expected a safetensors file",
     ("show", "absent"): "Invalid value for 'edit.safetensors': file 'absent' does not exist",
-    ("show", str(SYNTHETIC / "model.safetensors")): "expected an edit saved by modmem, found other tensors",
+    ("show", str(SYNTHETIC / "model.safetensors")): "expected the record of modmem's edit in the header, found none",
 }
 
 

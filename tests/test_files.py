@@ -1,5 +1,4 @@
 """Errors that name their place; files and folders that are whole or absent; tensors with a record."""
-import hashlib
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modmem.files import (
-    DataError, check_whole, get_field, hash_file, load_record, read_jsonl, save_record, write_atomically, write_folder_atomically,
+    DataError, check_choice, check_whole, get_field, load_record, read_jsonl, save_record, write_atomically, write_folder_atomically,
 )
 
 
@@ -210,6 +209,12 @@ def test_a_setting_that_is_no_whole_number_is_refused_by_name_and_value(value):
     check_whole("seed", 0, least=0)
 
 
+def test_a_setting_that_is_no_choice_is_refused_with_the_choices():
+    check_choice("norm", "l2", {"linf": 1, "l2": 2})
+    with pytest.raises(ValueError, match="norm must be 'linf' or 'l2', not None"):
+        check_choice("norm", None, ("linf", "l2"))
+
+
 def test_a_folder_appears_whole_and_replaces_one_of_its_kind_only(tmp_path):
     folder = tmp_path / "new" / "model"
     for content in ("first", "second"):
@@ -239,9 +244,3 @@ def test_tensors_come_back_with_their_record(tmp_path):
         load_record(path, "edit")
     with pytest.raises(DataError, match="found an incomplete one"):
         load_record(path, "example", frozenset({"seed"}))
-
-
-@pytest.mark.parametrize("content", [b"", b"abc", b"\0" * (1 << 20) + b"beyond one chunk"])
-def test_a_hash_is_the_sha256_of_all_bytes(tmp_path, content):
-    (tmp_path / "a").write_bytes(content)
-    assert hash_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
