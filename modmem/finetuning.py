@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length
 from .facts import Evidence
-from .files import check_whole
+from .files import check_choice, check_whole
 from .masked_lm import MaskedLM, copy_with_own, in_mode
 
 # %% auto #0
@@ -178,8 +178,7 @@ class FinetuningConfig:
         if (self.steps is None) == (self.epochs is None) or self.min_steps is not None and self.epochs is None:
             given = f"steps={self.steps!r}, epochs={self.epochs!r} and min_steps={self.min_steps!r}"
             raise ValueError(f"give either steps or epochs, and min_steps with epochs only, not {given}")
-        if self.schedule not in ("linear", "constant"):
-            raise ValueError(f"schedule must be 'linear' or 'constant', not {self.schedule!r}")
+        check_choice("schedule", self.schedule, ("linear", "constant"))
         for name in ("batch_size", "pool", *(name for name in ("steps", "min_steps") if getattr(self, name) is not None)):
             check_whole(name, getattr(self, name))
         _check_ranges(self)

@@ -22,7 +22,7 @@ from .files import DataError, write_folder_atomically
 from .packed import PackedRows
 
 # %% auto #0
-__all__ = ['SYNTHETIC', 'ARCHITECTURES', 'Architecture', 'StatesBelow', 'MaskedLM', 'in_mode', 'predict_pieces', 'load_masked_lm',
+__all__ = ['SYNTHETIC', 'ARCHITECTURES', 'Architecture', 'MaskedLM', 'in_mode', 'predict_pieces', 'load_masked_lm',
            'save_masked_lm', 'hash_weights', 'copy_with_own']
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #synthetic
@@ -97,14 +97,10 @@ def _attend(attention: nn.Module, dropout: nn.Dropout, slots: torch.Tensor, hidd
     return attended.transpose(1, 2).flatten(2)[places]
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #states-below
-class StatesBelow:
+class _StatesBelow:
     "What a block of a model reads, computed once for each sentence."
 
-    def __init__(
-        self,
-        masked_lm: MaskedLM,
-        block: int,
-    ):
+    def __init__(self, masked_lm: MaskedLM, block: int):
         self.masked_lm, self.block = masked_lm, block
         above = {id(weight) for module in masked_lm.blocks[block:] for weight in module.parameters()}
         self._weights = [weight for weight in masked_lm.model.parameters() if id(weight) not in above]
@@ -112,28 +108,22 @@ class StatesBelow:
 
     def _compute(self, encoded: Sequence[EncodedEvidence]) -> torch.Tensor:
         batch = self.masked_lm.batch(encoded)
-        hidden = self.masked_lm.embed(batch) if batch.states is None else batch.states
-        return self.masked_lm.run_blocks(hidden, batch, batch.start, self.block)
-
-    def _keep(self, encoded: Sequence[EncodedEvidence], batch_size: int = 128) -> None:
-        for positions in bucket_by_length([len(sentence.input_ids) for sentence in encoded], batch_size):
-            chunk = [encoded[position] for position in positions]
-            for sentence, states in zip(chunk, self._compute(chunk)):
-                self._kept.add(tuple(sentence.input_ids), states[: len(sentence.input_ids)])
+        return self.masked_lm.run_blocks(self.masked_lm.enter(batch), batch, batch.start, self.block)
 
     @torch.no_grad()
     def __call__(self, encoded: Sequence[EncodedEvidence]) -> torch.Tensor:  # (B, N, H), with dropout off
-        changes = [weight._version for weight in self._weights]
+        changes, lm = [weight._version for weight in self._weights], self.masked_lm
         if changes != self._changes:
-            lm = self.masked_lm
             self._changes, self._kept = changes, PackedRows(lm.model.config.hidden_size, lm.states_budget, lm.states_folder)
-        keys = [tuple(sentence.input_ids) for sentence in encoded]
-        new = list({key: sentence for key, sentence in zip(keys, encoded) if key not in self._kept}.values())
-        with in_mode(self.masked_lm.model, training=False):
-            if new and sum(len(sentence.input_ids) for sentence in new) > self._kept.room:
+        new = list({key: sentence for sentence in encoded if (key := tuple(sentence.input_ids)) not in self._kept}.values())
+        lengths = [len(sentence.input_ids) for sentence in new]
+        with in_mode(lm.model, training=False):
+            if sum(lengths) > self._kept.room:
                 return self._compute(encoded)
-            self._keep(new)
-        return self._kept.gather(keys).to(self.masked_lm.device)
+            for positions in bucket_by_length(lengths, batch_size=128):
+                for position, states in zip(positions, self._compute([new[position] for position in positions])):
+                    self._kept.add(tuple(new[position].input_ids), states[: lengths[position]])
+        return self._kept.gather([tuple(sentence.input_ids) for sentence in encoded]).to(lm.device)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #masked-lm
 _MOST_ENCODED = 1 << 18  # sentences
@@ -142,7 +132,7 @@ _MOST_ENCODED = 1 << 18  # sentences
 class MaskedLM:
     "A masked language model with its tokenizer, and the one forward pass."
 
-    states_budget = 2**29  # bytes for the states that enter one block (`StatesBelow`)
+    states_budget = 2**29  # bytes for the states that enter one block (`_StatesBelow`)
     states_folder = None  # where they are kept in a file; None: in memory
 
     def __init__(
@@ -155,7 +145,7 @@ class MaskedLM:
         model.set_attn_implementation("sdpa")  # which takes a mask of truth values
         self.model, self.tokenizer = model.eval(), tokenizer
         self.architecture = ARCHITECTURES[model.config.model_type]
-        self.below: StatesBelow | None = None  # of a copy: the states at the lowest block that is its own
+        self.below: _StatesBelow | None = None  # of a copy: the states at the lowest block that is its own
         self._encoded, self._states = {}, {}
 
     @property
@@ -192,6 +182,10 @@ class MaskedLM:
         "Compute what block 0 reads: (B, N, H)."
         return self.architecture.embed(self.model, batch.input_ids)
 
+    def enter(self, batch: MaskedBatch) -> torch.Tensor:
+        "Find what block `batch.start` reads: (B, N, H)."
+        return self.embed(batch) if batch.states is None else batch.states
+
     def run_blocks(self, hidden: torch.Tensor, batch: MaskedBatch, start: int = 0, stop: int | None = None) -> torch.Tensor:
         "Take the states at block `start` to the states at block `stop` (None: past the last): (B, N, H)."
         for block in self.blocks[start:stop]:
@@ -211,14 +205,13 @@ class MaskedLM:
 
     def __call__(self, batch: MaskedBatch) -> torch.Tensor:
         "Score the vocabulary at each slot: (K, V)."
-        hidden = self.embed(batch) if batch.states is None else batch.states
-        return self.score_slots(self.read_slots(hidden, batch, batch.start))
+        return self.score_slots(self.read_slots(self.enter(batch), batch, batch.start))
 
-    def states_below(self, block: int) -> StatesBelow | None:
+    def states_below(self, block: int) -> _StatesBelow | None:
         "The store of what a block reads; nothing lies below block 0."
         if self.below is not None and block <= self.below.block:  # there the original has the same weights
             return self.below.masked_lm.states_below(block)
-        return self._states.setdefault(block, StatesBelow(self, block)) if block else None
+        return self._states.setdefault(block, _StatesBelow(self, block)) if block else None
 
     def predict(self, evidence: Evidence | Sequence[Evidence], top_k: int = 1) -> list:
         "Fill the slot: the `top_k` best answers as text, best first; a list of such lists for several evidences."

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from .facts import Benchmark, Evidence, Fact
+from .files import check_choice
 
 # %% auto #0
 __all__ = ['draw_new_object', 'ModifiedBenchmark', 'apply_modifications', 'answered_facts', 'sample_modifications']
@@ -147,10 +148,8 @@ def sample_modifications(
 ) -> ModifiedBenchmark:
     "Choose S, draw new objects and rewrite the evidence (Section 4.1, Appendix A)."
     drawn_from = benchmark.drawn_from if drawn_from is None else drawn_from
-    if drawn_from not in ("all", "answered"):
-        raise ValueError(f"drawn_from must be 'all' or 'answered', not {drawn_from!r}")
-    if object_frequency not in ("relation", "global"):
-        raise ValueError(f"object_frequency must be 'relation' or 'global', not {object_frequency!r}")
+    check_choice("drawn_from", drawn_from, ("all", "answered"))
+    check_choice("object_frequency", object_frequency, ("relation", "global"))
     index = _index(benchmark)
     eligible, skipped = list(index.eligible), dict(index.skipped)
     if drawn_from == "answered":

@@ -15,9 +15,16 @@ import torch
 # %% auto #0
 __all__ = ['PackedRows']
 
+# %% ../nbs/1_method/01_packed.ipynb #make-room
+def _make_room(shape: tuple[int, int], folder: str | Path | None) -> torch.Tensor:
+    "Numbers that take memory, or of a file, as they are written and not before."
+    if folder is None:
+        return torch.empty(shape)
+    return torch.from_numpy(np.memmap(tempfile.TemporaryFile(dir=folder), np.float32, "w+", shape=shape))
+
 # %% ../nbs/1_method/01_packed.ipynb #packed-rows
 class PackedRows:
-    "Float32 matrices of one width under their keys, within a budget."
+    "Float32 matrices of one width under their keys."
 
     def __init__(
         self,
@@ -25,13 +32,7 @@ class PackedRows:
         budget: int,  # bytes
         folder: str | Path | None = None,  # for a file that goes with this process; None: in memory
     ):
-        shape = (budget // (4 * width), width)
-        if folder is None:
-            self._rows = torch.empty(shape)  # the system gives memory to what is written, not before
-        else:
-            self._rows = torch.from_numpy(np.memmap(tempfile.TemporaryFile(dir=folder), np.float32, "w+", shape=shape))
-        self._places: dict[Hashable, tuple[int, int]] = {}  # first row, number of rows
-        self._used = 0
+        self._rows, self._places, self._used = _make_room((budget // (4 * width), width), folder), {}, 0
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places

@@ -22,7 +22,7 @@ from .fae import FactsAsExperts
 from .fae_editing import FAE_EDITING, FaeEditConfig
 from .fae_starts import FaeStart, find_model
 from .fae_training import answer_questions
-from .files import check_whole
+from .files import check_choice, check_whole
 from .finetuning import FinetuningConfig, finetune
 from .knn_lm import NEIGHBORS, NeighborConfig
 from .masked_lm import MaskedLM
@@ -60,10 +60,9 @@ class Sample:
     def __post_init__(self):
         if self.drawn_from is None:
             object.__setattr__(self, "drawn_from", "answered" if self.data.benchmark in ("world", "trex") else "all")
-        choices = {"facts": ("reported", "heldout"), "drawn_from": ("answered", "all"), "object_frequency": ("relation", "global")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        check_choice("facts", self.facts, ("reported", "heldout"))
+        check_choice("drawn_from", self.drawn_from, ("answered", "all"))
+        check_choice("object_frequency", self.object_frequency, ("relation", "global"))
         check_whole("num_modified", self.num_modified)
         check_whole("seed", self.seed, least=0)
 

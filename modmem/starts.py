@@ -16,7 +16,7 @@ from typing import Any
 
 from .batches import keep_answerable
 from .facts import Benchmark
-from .files import DataError, check_whole, exclusively, write_atomically, write_folder_atomically
+from .files import DataError, check_choice, check_whole, exclusively, write_atomically, write_folder_atomically
 from .finetuning import FinetuningConfig, finetune
 from .masked_lm import SYNTHETIC, MaskedLM, hash_weights, load_masked_lm, save_masked_lm
 from .modification import answered_facts
@@ -59,8 +59,7 @@ class Data:
     max_evidences: int | None = None  # of T-REx: training sentences a fact keeps at most
 
     def __post_init__(self):
-        if self.benchmark not in ("world", "world-questions", "trex", "zsre"):
-            raise ValueError(f"benchmark must be 'world', 'world-questions', 'trex' or 'zsre', not {self.benchmark!r}")
+        check_choice("benchmark", self.benchmark, ("world", "world-questions", "trex", "zsre"))
         if isinstance(self.relations, str):
             raise ValueError(f"relations must be a list of names, not {self.relations!r}")
         used = {"trex": {"relations", "max_evidences"}, "zsre": set()}.get(self.benchmark, {"num_subjects"})
@@ -143,8 +142,7 @@ class Start:
     def __post_init__(self):
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"model must be a name, not {self.model!r}")
-        if self.kind not in ("RI", "pretrained", "FT"):
-            raise ValueError(f"a start must be 'RI', 'pretrained' or 'FT', not {self.kind!r}")
+        check_choice("a start", self.kind, ("RI", "pretrained", "FT"))
         if (self.kind == "FT") != (self.data is not None) or (self.kind == "FT") != (self.finetuning is not None):
             raise ValueError(f"FT needs data and finetuning, and the others have none; found {self!r}")
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from .fae_starts import FaeStart, find_model
-from .files import check_whole, exclusively
+from .files import check_choice, check_whole, exclusively
 from .rows import load_results, read_row, write_row
 from .runs import METHOD_VERSION, Run, compute_row
 from .starts import Places, Start
@@ -178,8 +178,7 @@ def run_sweep(
     progress: bool | None = None,  # show the bar; None: where standard error is a terminal
 ) -> pd.DataFrame:  # the rows of these runs, in their order
     "Compute the rows that are missing and return all of them; call it again to go on after a kill."
-    if engine not in _ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(_ENGINES)}, not {engine!r}")
+    check_choice("engine", engine, _ENGINES)
     check_whole("jobs", jobs)
     runs, store = {run.key: run for run in runs}, Path(store).absolute()
     places = Places(store / "cache") if places is None else places

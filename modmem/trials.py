@@ -14,6 +14,7 @@ import pandas as pd
 
 from .editor import ModificationConfig, modify_facts
 from .evaluation import EditAccuracy, evaluate
+from .files import check_choice
 from .masked_lm import MaskedLM
 from .modification import ModifiedBenchmark
 
@@ -76,8 +77,7 @@ def select_radius(
     also: Sequence[str] = (),  # settings that are chosen together with the radius, such as blocks
 ) -> pd.DataFrame:  # reported rows with the settings chosen; none of a group that nothing chose for
     "Choose the radius with the best mean accuracy in each group (Section 4.2)."
-    if on not in ("reported", "heldout"):
-        raise ValueError(f"on must be 'reported' or 'heldout', not {on!r}")
+    check_choice("on", on, ("reported", "heldout"))
     everywhere = {"status": "done", "facts": "reported"}
     rows = rows.assign(**{name: value for name, value in everywhere.items() if name not in rows})
     bounded = rows[(rows["status"] == "done") & np.isfinite(rows["radius"].astype(float))]
