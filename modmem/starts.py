@@ -88,6 +88,7 @@ class Places:
                 object.__setattr__(self, name, Path(path).absolute())
 
 # %% ../nbs/5_experiments/00_starts.ipynb #load-data
+@lru_cache(maxsize=2)  # models of one tokenizer share it, and its index
 def _load_data(
     data: Data,
     places: Places,

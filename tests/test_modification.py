@@ -250,3 +250,39 @@ def test_given_modifications_are_applied_as_they_are():
     modified = apply_modifications(benchmark, {benchmark.facts[0]: new})
     assert [one.fact.object for one in modified.modified_train + modified.modified_test] == ["anything"] * 3
     assert modified.skipped == {} and len(modified.unmodified_train) == len(modified.unmodified_test) == 1
+
+
+# Many draws from one benchmark
+
+
+class CountingSequence(LazySequence):
+    "Counts how often an item is asked for."
+
+    def __init__(self, items):
+        self.asked = 0
+        super().__init__(len(items), lambda position: self._count() or items[position])
+
+    def _count(self):
+        self.asked += 1
+
+
+def test_a_benchmark_is_walked_through_for_the_first_draw_only():
+    world = make_world(num_subjects=16)
+    sides = CountingSequence(world.train[:]), CountingSequence(world.test[:])
+    benchmark = Benchmark(world.facts[:], *sides)
+    drawn = [sample_modifications(benchmark, 4, seed) for seed in range(1)]
+    after_first = [side.asked for side in sides]
+    drawn += [sample_modifications(benchmark, 4, seed) for seed in range(1, 4)]
+    assert [side.asked for side in sides] == after_first
+    for seed, modified in enumerate(drawn):
+        fresh = sample_modifications(Benchmark(world.facts[:], world.train[:], world.test[:]), 4, seed)
+        assert vars(modified) == vars(fresh)
+
+
+def test_what_a_draw_hands_out_does_not_change_the_next():
+    world = make_world(num_subjects=16)
+    first = sample_modifications(world, 4)
+    first.skipped["untested"] = 99
+    first.modified_facts.clear()
+    again = sample_modifications(world, 4)
+    assert again.skipped["untested"] == 0 and len(again.modified_facts) == 4
