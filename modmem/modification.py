@@ -84,12 +84,12 @@ class _Index:
     "What drawing needs to know of a benchmark."
 
     def __init__(self, benchmark: Benchmark):
-        self.train, self.test = _Side(benchmark.train), _Side(benchmark.test)
-        self.eligible, self.skipped = _sort_facts(benchmark)
+        facts, self.train, self.test = tuple(benchmark.facts), _Side(benchmark.train), _Side(benchmark.test)
+        self.eligible, self.skipped = _sort_facts(Benchmark(facts, self.train.evidence, self.test.evidence))
         self.counts = _count_objects(sentence.fact for sentence in self.train.evidence)
         self.everywhere = sum(self.counts.values(), Counter())
-        self.commonest = {relation: names.most_common(1)[0][0] for relation, names in _count_objects(benchmark.facts).items()}
-        self.object_ids = {(fact.relation, fact.object): fact.object_id for fact in benchmark.facts}
+        self.commonest = {relation: names.most_common(1)[0][0] for relation, names in _count_objects(facts).items()}
+        self.object_ids = {(fact.relation, fact.object): fact.object_id for fact in facts}
 
 
 _index = lru_cache(maxsize=2)(_Index)
