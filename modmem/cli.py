@@ -13,10 +13,8 @@ import math
 import os
 import re
 import shlex
-import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
 import zlib
@@ -93,6 +91,9 @@ class _Stopped(BaseException):
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
     "Let SIGTERM end what this process has started, and then what it does itself."
+    import signal
+    import threading
+
     import psutil
 
     def stop(*_) -> None:
@@ -276,6 +277,8 @@ def _to_json(results: Mapping, **options) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_show(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_show, value))
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4g}"
     return "-" if value is None else str(value)
@@ -285,7 +288,7 @@ def _report(results: Mapping, as_json: bool = False) -> None:
     lines, width = [], max(len(key) for key in results)
     for key, value in results.items():
         title = key.replace("_", " ")
-        if isinstance(value, list):
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
             lines += [f"{title} ({' | '.join(value[0])})", *(f"  {' | '.join(map(_show, line.values()))}" for line in value)]
         else:
             lines.append(f"{title:<{width}}  {_show(value)}")

@@ -107,7 +107,7 @@ def write_command(
     "Write the command that makes an artefact with these parameters, and computes its rows anew."
     data = {"trex": ["--trex", "DIR"], "zsre": ["--zsre", "FILE"]}.get(parameters.get("benchmark"), [])
     changed = {name: value for name, value in parameters.items() if value != usual.get(name)}
-    texts = {name: value if isinstance(value, str) else re.sub(r"\binf\b", "1e999", repr(value)) for name, value in changed.items()}
+    texts = {name: value if isinstance(value, str) else re.sub(r"\binf\b", "1e999", repr(value)).replace("'", '"') for name, value in changed.items()}
     given = [word for name, text in texts.items() for word in ("-p", name, text)]
     return shlex.join(["modmem", "reproduce", name, "--output", folder, "--store", folder, *data, *given])
 
@@ -127,7 +127,7 @@ def read_artefact(
 
 def explain_line(
     line: pd.Series, rows: pd.DataFrame,  # the artefact's
-) -> dict:  # plain data: line, seeds, settings, hashes, mean_is_the_lines, rows
+) -> dict:  # plain data: line, seeds, settings, hashes, mean_agrees, rows
     "Tell from which rows a line comes: what all have in common, and what each has of its own."
     rows = find_rows(line, rows)
     known = [name for name in rows if name in list_columns() or name.endswith(("_hash", "_version")) or name == "device"]
@@ -139,5 +139,5 @@ def explain_line(
         "line": {name: cell for name, cell in line.items() if cell}, "seeds": sorted(set(rows["seed"].tolist())),
         "settings": {name: value for name, value in common.items() if name in list_columns()},
         "hashes": {name: value for name, value in common.items() if name not in list_columns()},
-        "mean_is_the_lines": check_mean(line, rows), "rows": rows[shown].to_dict("records"),
+        "mean_agrees": check_mean(line, rows), "rows": rows[shown].to_dict("records"),
     }
