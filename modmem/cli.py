@@ -99,7 +99,8 @@ def _stoppable() -> Iterator[None]:
     def stop(*_) -> None:
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+                if "joblib" not in " ".join(child.cmdline()):  # which ends its own, and cleans up behind them
+                    child.kill()
         raise _Stopped
 
     in_charge = threading.current_thread() is threading.main_thread()  # signals go there

@@ -5,9 +5,10 @@ import shlex
 
 import pandas as pd
 import pytest
-from mini_notebooks import here, notebooks, whole  # noqa: F401
+from mini_notebooks import here, notebooks  # noqa: F401
 
 from modmem import cli
+from modmem.artefacts import choose_artefacts, list_runs
 from modmem.why import check_mean, explain_line, find_lines, find_rows, narrow_parameters, write_command
 
 TABLE = pd.DataFrame([
@@ -59,9 +60,18 @@ def test_a_command_says_what_is_not_as_usual_and_which_data_it_needs():
     assert words[words.index("norms") + 1] == '["linf"]' and words[words.index("radii") + 1] == "[1e999]"
 
 
-def test_the_command_leads_to_rows_and_these_to_a_command_that_asks_for_them(whole, capsys):
-    folder = str(whole / "figures" / "synthetic")
-    rows = pd.read_csv(whole / "figures" / "synthetic" / "rows.csv")
+@pytest.fixture
+def folder(tmp_path):
+    "Results of a notebook of the least size, with invented numbers."
+    runs = list_runs(choose_artefacts(["table_3"], options={"store": "store"})[0]).runs
+    rows = pd.DataFrame([{"key": run.key, "status": "done", **run.settings, "modified_accuracy": 50.0 + place, "seconds": 1.0} for place, run in enumerate(runs)])
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    rows[["blocks", "radius", "seed", "status", "modified_accuracy"]].to_csv(tmp_path / "table_3.csv", index=False)
+    return str(tmp_path)
+
+
+def test_the_command_leads_to_rows_and_these_to_a_command_that_asks_for_them(folder, capsys):
+    rows = pd.read_csv(f"{folder}/rows.csv")
     assert cli.main(["why", "table_3", "blocks seed 1", "--results", folder, "--json"]) == 0
     lines = [line for line in json.loads(capsys.readouterr().out)["lines"] if line["line"]["seed"] == "1"]
     assert len(lines) == 2
@@ -73,10 +83,9 @@ def test_the_command_leads_to_rows_and_these_to_a_command_that_asks_for_them(who
     assert cli.main(["why", "table_3", "1", "--results", folder]) == 0 and "modmem reproduce table_3" in capsys.readouterr().out
 
 
-def test_what_is_not_there_is_one_line_that_says_what_is(whole, capsys):
-    folder = str(whole / "figures" / "synthetic")
-    assert cli.main(["why", "table_3", "--results", folder]) == 0 and capsys.readouterr().out.splitlines()[0] == "0 inf 0 done"
-    for arguments, reason in ((("table_3", "nowhere"), "no line of table_3 has all of 'nowhere'; there are: 0 inf 0 done; "), (("table_9",), "table_9.csv: no such file")):
+def test_what_is_not_there_is_one_line_that_says_what_is(folder, capsys):
+    assert cli.main(["why", "table_3", "--results", folder]) == 0 and capsys.readouterr().out.splitlines()[0] == "0 inf 0 done 50.0"
+    for arguments, reason in ((("table_3", "nowhere"), "no line of table_3 has all of 'nowhere'; there are: 0 inf 0 done 50.0; "), (("table_9",), "table_9.csv: no such file")):
         assert cli.main(["why", *arguments, "--results", folder]) == 2
         output, errors = capsys.readouterr()
         assert not output and reason in errors and errors.count("\n") == 1
