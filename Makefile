@@ -9,10 +9,11 @@ COPY := _proc/copy
 .PHONY: reproduce test test-all sync readme
 
 # Processes: JOBS=8; the full grid: FULL=1; anything else of the command: ARGS="table_3 -p num_modified 8"
+# Results go to _runs/figures/synthetic and are compared with figures/synthetic; to replace these: REFRESH=1
 JOBS ?= 2
 
 reproduce: $(READY)
-	$(BIN)/modmem reproduce --jobs $(JOBS) $(if $(FULL),--full) $(ARGS)
+	$(BIN)/modmem reproduce --jobs $(JOBS) $(if $(FULL),--full) $(if $(REFRESH),--refresh) $(ARGS)
 
 test-all: NOTEBOOK_OPTIONS := --flags slow
 test-all: PYTEST_OPTIONS := --run-slow

@@ -12,13 +12,15 @@ import lzma
 import math
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,6 +83,34 @@ def _join_parameters(arguments: Sequence[str]) -> list[str]:
             joined.append(f"{rest.pop(0)}={rest.pop(0)}")
     return joined
 
+
+class _Stopped(BaseException):
+    "SIGTERM came."
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    "Let SIGTERM end what this process has started, and then what it does itself."
+    import signal
+    import threading
+
+    import psutil
+
+    def stop(*_) -> None:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "joblib" not in " ".join(child.cmdline()):  # which ends its own, and cleans up behind them
+                    child.kill()
+        raise _Stopped
+
+    in_charge = threading.current_thread() is threading.main_thread()  # signals go there
+    before = signal.signal(signal.SIGTERM, stop) if in_charge else None
+    try:
+        yield
+    finally:
+        if in_charge:
+            signal.signal(signal.SIGTERM, before)
+
 # %% ../nbs/6_commands/04_cli.ipynb #main
 def main(
     arguments: Sequence[str] | None = None,  # without the program's name; None: those of the process
@@ -95,14 +125,14 @@ def main(
             sys.stdout.flush()
         except typer.Exit as stop:  # after --help
             return stop.exit_code
-        except _UsageError as error:
-            _say(error.format_message())
-            return 2
-        except (DataError, FloatingPointError) as error:
-            _say(str(error))
+        except (_UsageError, DataError, FloatingPointError) as error:
+            _say(error.format_message() if isinstance(error, _UsageError) else str(error))
             return 2
         except KeyboardInterrupt:
             return 130
+        except _Stopped:
+            _say(f"stopped; this goes on: modmem {shlex.join(arguments)}")
+            return 143
         except BrokenPipeError:  # whoever read our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
@@ -174,7 +204,7 @@ def _check_output(path: Path) -> None:
     except OSError as error:
         raise DataError(f"cannot be written, {error.strerror}", path) from None
 
-# %% ../nbs/6_commands/04_cli.ipynb #read-record
+
 _EDIT_RECORD = frozenset({"base_hash", "edited_hash", "config", "outcome", "evidence"})
 
 
@@ -248,6 +278,8 @@ def _to_json(results: Mapping, **options) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_show(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_show, value))
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4g}"
     return "-" if value is None else str(value)
@@ -257,7 +289,7 @@ def _report(results: Mapping, as_json: bool = False) -> None:
     lines, width = [], max(len(key) for key in results)
     for key, value in results.items():
         title = key.replace("_", " ")
-        if isinstance(value, list):
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
             lines += [f"{title} ({' | '.join(value[0])})", *(f"  {' | '.join(map(_show, line.values()))}" for line in value)]
         else:
             lines.append(f"{title:<{width}}  {_show(value)}")
@@ -312,7 +344,7 @@ def _read_corpus(path: Path) -> list[str]:
         raise DataError("expected a sentence a line, found none", path)
     return sentences
 
-# %% ../nbs/6_commands/04_cli.ipynb #pretrain-parts
+
 def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
     recipe = replace(_lazy.starts.RECIPES[name], pretraining=replace(_lazy.starts.RECIPES[name].pretraining, **settings))
     return _lazy.synthetic.save_world_model(_lazy.synthetic.build_world_model(recipe, checkpoint), recipe, output)
@@ -561,7 +593,7 @@ def _shard_of(text: str) -> tuple[int, int]:
 _Names = Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: all but edit_synthetic, a guide.")]
 _Scale = Annotated[Literal["synthetic", "small", "paper"], typer.Option(metavar="NAME", help="synthetic, small or paper.")]
 _Full = Annotated[bool, typer.Option("--full", help="The full grid of the synthetic scale.")]
-_Output = Annotated[Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for the results; figures/SCALE.")]
+_Output = Annotated[Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for the results; figures/SCALE, in a checkout _runs/figures/SCALE.")]
 _Store = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Folder for rows and for models that are made.")]
 _Given = Annotated[list[str], typer.Option("-p", metavar="NAME VALUE", help="Set a parameter of the notebooks.")]
 _Rows = Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="rows.csv with rows that need not be computed.")]
@@ -571,8 +603,32 @@ _Engine = Annotated[Literal["local", "dask"], typer.Option(metavar="NAME", help=
 _Scheduler = Annotated[str, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler.")]
 _Part = Annotated[Any, typer.Option("--shard", parser=_shard_of, metavar="i/n", help="Only the i-th of n parts of the rows.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Compute nothing, say what would be and what it costs.")]
+_List = Annotated[bool, typer.Option("--list", help="Compute nothing, list the artefacts and how many rows each has.")]
+_Status = Annotated[bool, typer.Option("--status", help="Compute nothing, say how far a sweep of these settings has got.")]
+_Retries = Annotated[int, typer.Option(min=0, metavar="N", help="How often a row that fails is tried again.")]
+_Timeout = Annotated[float | None, typer.Option("--row-timeout", parser=_finite, metavar="SECONDS", help="Give up a row that takes longer.")]
+_Refresh = Annotated[bool, typer.Option("--refresh", help="In a checkout, write to figures/SCALE, over what is shipped.")]
+_Check = Annotated[Literal["exact", "se"] | None, typer.Option(metavar="exact|se", help="In a checkout, exit with 1 if the results differ from the shipped ones.")]
 
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce-checks
+def _check_together(looks: Sequence[str], *, full: bool, scale: str, engine: str, scheduler: str, as_json: bool, refresh: bool, output: Path | None) -> None:
+    "Refuse options of `reproduce` that do not go together."
+    _require(not full or scale == "synthetic", "--full goes with --scale synthetic")
+    _require((engine == "dask") == bool(scheduler), "--engine dask and --scheduler ADDRESS go together")
+    _require(len(looks) <= 1, "expected at most one of --dry-run, --list and --status")
+    _require(bool(looks) or not as_json, "--json goes with --dry-run, --list or --status")
+    _require(not (refresh and output), "expected either --refresh or --output")
+
+
+def _check_places(folders: Sequence[Path], data: Sequence[Path | None]) -> None:
+    "Refuse folders that cannot be written to, and data that is not there."
+    for folder in folders:
+        _check_output(folder / "rows.csv")
+    for path in filter(None, data):
+        if not path.exists():
+            raise DataError("no such file or folder", path)
+
+
 def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options: Mapping[str, Any]) -> list:
     "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
     artefacts = _lazy.artefacts
@@ -584,7 +640,7 @@ def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options
     except ValueError as error:
         raise _UsageError(str(error)) from None
 
-
+# %% ../nbs/6_commands/04_cli.ipynb #reproduce-needs
 def _check_needs(artefacts: Sequence, device: str, engine: str) -> None:
     "Refuse rows that could only fail: their dataset has no place, or this machine no such device."
     for artefact in artefacts:
@@ -622,32 +678,106 @@ def _reproduce_all(artefacts: Sequence, output: Path, work: dict) -> None:
     for name, error in outcome.errors.items():
         raise RuntimeError(f"{', '.join(outcome.errors)} failed; {name} with") from error
 
+# %% ../nbs/6_commands/04_cli.ipynb #reproduce-results
+def _checkout() -> Path | None:
+    "The checkout that this code runs from, if the command is given at its top."
+    top = Path(modmem.__file__).resolve().parents[1]
+    return top if Path.cwd().resolve() == top and (top / "figures" / "published").is_dir() else None
+
+
+def _look(artefacts: Sequence, store: Path, rows: Path | None, which: str, as_json: bool) -> None:
+    "Say what there is, what would be computed, or how far that has got."
+    if which == "dry run":
+        plan = _lazy.cost.make_plan(artefacts, store, rows)
+        typer.echo(_to_json(plan) if as_json else _lazy.cost.describe_plan(plan))
+        return
+    runs = {run.key: run for artefact in artefacts for run in artefact.runs}
+    counts = [{"artefact": artefact.name, "rows": len({run.key for run in artefact.runs})} for artefact in artefacts]
+    _report(_lazy.status.find_status(runs, store, rows) if which == "status" else {"artefacts": counts, "rows": len(runs)}, as_json)
+
+
+def _compare_with_shipped(output: Path, shipped: Path, check: str | None) -> None:
+    "Say how new results compare with the shipped ones: what both have."
+    if output == shipped or not all((folder / "rows.csv").is_file() for folder in (output, shipped)):
+        return
+    found = _lazy.compare.compare_results(output, shipped, check or "exact")
+    found["artefacts"] = [one for one in found["artefacts"] if one["outcome"] != "absent"]
+    typer.echo(f"\ncompared with {shipped}:\n{_lazy.compare.describe_comparison(found)}")
+    if not found["agree"]:
+        _say("the results differ from the shipped ones; from one machine to another they may: modmem compare --tolerance se")
+        raise typer.Exit(1 if check else 0)
+
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce
 @_app.command("reproduce")
 def _reproduce(
     names: _Names = [], scale: _Scale = "synthetic", full: _Full = False, output: _Output = None, store: _Store = Path("_runs/paper"),
     given: _Given = [], rows: _Rows = None, jobs: _Jobs = 1, threads: _Threads = 1, engine: _Engine = "local", scheduler: _Scheduler = "",
-    part: _Part = None, dry_run: _DryRun = False, trex: _Trex = None, zsre: _Zsre = None, device: _Device = "cpu",
+    part: _Part = None, retries: _Retries = 0, row_timeout: _Timeout = None, refresh: _Refresh = False, check: _Check = None,
+    dry_run: _DryRun = False, listing: _List = False, status: _Status = False, as_json: _Json = False,
+    trex: _Trex = None, zsre: _Zsre = None, device: _Device = "cpu",
 ) -> None:
     """Make the tables and figures.
 
     Rows that are there are not computed again; an interrupted run, started again, continues.
     """
-    _require(not full or scale == "synthetic", "--full goes with --scale synthetic")
-    _require((engine == "dask") == bool(scheduler), "--engine dask and --scheduler ADDRESS go together")
-    output, store = (output or Path("figures") / scale).absolute(), store.absolute()
-    for folder in [] if dry_run else [output, store, Path("_runs")]:
-        _check_output(folder / "rows.csv")
-    for path in [] if dry_run else filter(None, (trex, zsre)):
-        if not path.exists():
-            raise DataError("no such file or folder", path)
+    looks = [name for name, asked in {"dry run": dry_run, "list": listing, "status": status}.items() if asked]
+    _check_together(looks, full=full, scale=scale, engine=engine, scheduler=scheduler, as_json=as_json, refresh=refresh, output=output)
+    shipped, ours = Path("figures") / scale, _checkout() and not refresh
+    output, store = (output or (Path("_runs") / shipped if ours else shipped)).absolute(), store.absolute()
+    _check_places([] if looks else [output, store, Path("_runs")], [] if looks else [trex, zsre])
     where = {"output": output, "store": store, "known_rows": rows, "trex": trex, "zsre": zsre}
     options = {name: str(path.absolute()) if path else "" for name, path in where.items()}
-    options |= {"device": device, "threads": threads, "engine": engine, "scheduler": scheduler}
+    options |= {"device": device, "threads": threads, "engine": engine, "scheduler": scheduler, "retries": None}
     artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, options)
-    if dry_run:
-        typer.echo(_lazy.cost.describe_plan(artefacts, store, rows))
-        return
+    if looks:
+        return _look(artefacts, store, rows, looks[0], as_json)
     _check_needs(artefacts, device, engine)
-    work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None}
-    _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)
+    work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None, "retries": retries, "row_timeout": row_timeout}
+    with _stoppable():
+        _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)
+    if _checkout() and not part:
+        _compare_with_shipped(output, shipped.absolute(), check)
+
+# %% ../nbs/6_commands/04_cli.ipynb #compare
+_Results = Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="A folder of results.")]
+
+
+@_app.command("compare")
+def _compare_folders(
+    a: _Results, b: _Results, as_json: _Json = False,
+    tolerance: Annotated[Literal["exact", "se"], typer.Option(metavar="exact|se", help="Every value, or means within their standard error.")] = "exact",
+) -> None:
+    "Compare two folders of results; exit code 1 if they differ."
+    found = _lazy.compare.compare_results(a, b, tolerance)
+    typer.echo(_to_json(found) if as_json else _lazy.compare.describe_comparison(found))
+    raise typer.Exit(0 if found["same"] else 1)
+
+# %% ../nbs/6_commands/04_cli.ipynb #why
+@_app.command("why")
+def _why(
+    name: Annotated[str, typer.Argument(metavar="ARTEFACT", help="Such as table_3.")],
+    text: Annotated[str, typer.Argument(metavar="[TEXT]", help="Words of its line, such as 'FT, last block'.")] = "",
+    results: Annotated[Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help="Folder of results; figures/SCALE.")] = None,
+    scale: _Scale = "synthetic", as_json: _Json = False,
+) -> None:
+    "Go from a number to its rows: settings, seeds, hashes, commit, and the command that computes them again."
+    folder, why = results or Path("figures") / scale, _lazy.why
+    table, record = why.read_artefact(folder, name)
+    found = why.find_lines(table, text)
+    titles = [" ".join(cell for cell in line if cell) for line in table.loc[:, :"runs" if "runs" in table else table.columns[-1]].drop(columns="runs", errors="ignore").to_numpy()]
+    _require(len(found) > 0, f"no line of {name} has all of {text!r}; there are: {'; '.join(titles)}")
+    if not text:
+        typer.echo(_to_json({"artefact": name, "lines": titles}) if as_json else "\n".join(titles))
+        return
+    artefact = _lazy.artefacts.recall_artefact(_plan([name], (), None, {})[0], record.get("parameters", {}))
+    rows = _lazy.rows.load_results(rows=folder / "rows.csv", keys=[run.key for run in artefact.runs])
+    _require(len(rows) > 0, f"{folder / 'rows.csv'} has no row of {name}")
+    lines = [why.explain_line(line, rows) for _, line in found.iterrows()]
+    usual, list_keys = _lazy.artefacts.read_defaults(artefact.path), partial(_lazy.artefacts.list_keys, artefact)
+    for line in lines:
+        short = why.narrow_parameters(artefact.parameters, {row["key"] for row in line["rows"]}, list_keys)
+        line |= {"commit": record.get("commit"), "command": why.write_command(name, short, usual)}
+    if as_json:
+        typer.echo(_to_json({"artefact": name, "lines": lines}))
+    for line in [] if as_json else lines:
+        _report(line)

@@ -25,7 +25,7 @@ from .sweep import run_sweep
 from .tables import describe_run, save_table
 
 # %% ../nbs/5_experiments/10_paper.ipynb #places
-_PLACES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8"))
+_PLACES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8")) | {"retries": 0}  # of rows that fail; None: those that failed stay so
 
 
 def _settle_places(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Paper:
     def compute(self, runs: Sequence[Run]) -> pd.DataFrame:
         "Compute the rows that are not there yet, and return all."
         store, known, scheduler = self.at["store"], self.at["known_rows"] or None, self.at["scheduler"] or None
-        return run_sweep(runs, store, self.places, known, self.at["jobs"], self.at["engine"], scheduler)
+        return run_sweep(runs, store, self.places, known, self.at["jobs"], self.at["engine"], scheduler, retries=self.at["retries"])
 
     def save(self, rows: pd.DataFrame, summary: pd.DataFrame, shown: pd.DataFrame, caption: str, cuts: Sequence[str], figure: Figure | None = None, name: str | None = None) -> str:
         "Save a table or a figure with its numbers and where they come from; the file's name."

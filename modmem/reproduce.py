@@ -29,7 +29,7 @@ import modmem
 from .artefacts import Artefact
 from .files import write_atomically
 from .page import build_report
-from .rows import load_results
+from .rows import COSTS, load_results
 from .runs import Run
 from .starts import Places
 from .sweep import run_sweep, shard
@@ -42,6 +42,8 @@ def compute_rows(
     jobs: int = 1,  # processes
     engine: str = "local",  # or "dask"
     scheduler: str | None = None,  # address of Dask's scheduler
+    retries: int = 0,  # how often a row that fails is tried again
+    row_timeout: float | None = None,  # seconds after which a row is given up
     part: tuple[int, int] | None = None,  # which part of how many, counted from 0
 ) -> pd.DataFrame:  # a row a run
     "Compute the rows that are missing, and return those of all artefacts."
@@ -49,7 +51,8 @@ def compute_rows(
     groups: dict[Places, list[Run]] = {}
     for run, places in shard(union, *part) if part else union:
         groups.setdefault(places, []).append(run)
-    tables = [run_sweep(runs, store, places, rows, jobs, engine, scheduler) for places, runs in groups.items()]
+    how = {"retries": retries, "row_timeout": row_timeout}
+    tables = [run_sweep(runs, store, places, rows, jobs, engine, scheduler, **how) for places, runs in groups.items()]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"key": [], "status": [], "error": []}, dtype=str)
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #write-rows
@@ -60,19 +63,20 @@ def _write_rows(path: Path, table: pd.DataFrame) -> None:
         table = pd.concat([table, before[~before["key"].isin(table["key"])]])
     with write_atomically(path) as temporary:
         table.to_csv(temporary, index=False)
-        load_results(rows=temporary).drop(columns="seconds", errors="ignore").to_csv(temporary, index=False)
+        load_results(rows=temporary).to_csv(temporary, index=False)
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #fingerprint
 def _fingerprint(artefact: Artefact, table: pd.DataFrame, known: Path) -> str:
     "Hash everything that an artefact is made from."
     package = Path(modmem.__file__).parent
     sources = [*package.glob("*.py"), *package.glob("data/*.*"), *package.glob("published/*.csv"), *package.parent.glob("figures/published/*.csv")]
-    options = {name: value for name, value in artefact.options.items() if name not in ("jobs", "engine", "scheduler")}
+    options = {name: value for name, value in artefact.options.items() if name not in ("jobs", "engine", "scheduler", "retries")}
     digest = hashlib.sha256(repr((artefact.name, sorted(artefact.parameters.items()), sorted(options.items()))).encode())
     for path in [artefact.path, *sorted(sources)]:
         digest.update(path.read_bytes())
-    rows = table[table["key"].isin({run.key for run in artefact.runs})].drop(columns="seconds", errors="ignore")
-    digest.update(rows.sort_values("key").to_csv(index=False).encode() if artefact.runs else known.read_bytes() if known.exists() else b"")
+    rows = table[table["key"].isin({run.key for run in artefact.runs})]
+    rows = rows if artefact.runs else load_results(rows=known) if known.exists() else rows
+    digest.update(rows.drop(columns=[*COSTS], errors="ignore").sort_values("key").to_csv(index=False).encode())
     return digest.hexdigest()
 
 
@@ -168,11 +172,13 @@ def reproduce(
     engine: str = "local",  # or "dask"
     scheduler: str | None = None,  # address of Dask's scheduler
     copies: Path = Path("_runs"),  # folder for the executed notebooks
+    retries: int = 0,  # how often a row that fails is tried again
+    row_timeout: float | None = None,  # seconds after which a row is given up
 ) -> _Outcome:
     "Compute all rows, run all notebooks, write rows.csv and the report."
     known = output / "rows.csv"
     _tidy_up(output, known)
-    table = compute_rows(artefacts, store, rows, jobs, engine, scheduler)
+    table = compute_rows(artefacts, store, rows, jobs, engine, scheduler, retries, row_timeout)
     if len(table):
         _write_rows(known, table)
     ends = _run_notebooks([_read_known(artefact, known) for artefact in artefacts], table, known, jobs, copies)

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import math
 import platform
+import sys
 import threading
 import time
 import traceback
@@ -68,29 +71,75 @@ def _quietly(threads: int) -> Iterator[None]:
         finally:
             torch.set_num_threads(before)
 
+# %% ../nbs/5_experiments/04_sweep.ipynb #costs
+def _forget_peak(device: str) -> None:
+    "Set the mark of the most memory back."
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _read_peak(device: str) -> float:
+    "The most memory since then, in GiB; NaN where the system does not tell."
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    with contextlib.suppress(OSError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 2**20
+    return math.nan
+
+# %% ../nbs/5_experiments/04_sweep.ipynb #limit
+class _TooLong(BaseException):
+    "Raised from outside; not an `Exception`, which a row might handle."
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float | None) -> Iterator[None]:
+    "Raise `TimeoutError` in what takes longer."
+    turn, thread = threading.Lock(), ctypes.c_ulong(threading.get_ident())
+
+    def interrupt() -> None:
+        if turn.acquire(blocking=False):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_TooLong))
+
+    timer = threading.Timer(seconds or 0, interrupt)
+    try:
+        try:
+            if seconds is not None:
+                timer.start()
+            yield
+        finally:
+            timer.cancel()
+            if not turn.acquire(blocking=False) and not isinstance(sys.exc_info()[1], _TooLong):
+                time.sleep(0.1)  # what the timer raises is on its way
+    except _TooLong:
+        raise TimeoutError(f"took longer than {seconds:g} s") from None
+
 # %% ../nbs/5_experiments/04_sweep.ipynb #attempt
-def _settle(run: Run, places: Places) -> dict:
+def _settle(run: Run, places: Places, row_timeout: float | None) -> dict:
     "Compute a row, or say why that failed."
     began, row, status = time.perf_counter(), run.settings, {"status": "done", "error": ""}
+    _forget_peak(places.device)
     try:
-        with _quietly(places.threads):
+        with _quietly(places.threads), _at_most(row_timeout):
             row = compute_row(run, places)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         status = {"status": "failed", "error": " ".join(message.split())}
-    seconds = round(time.perf_counter() - began, 3)
-    return {"key": run.key, "warning": "", **row, **status, "seconds": seconds, **_versions(places)}
+    costs = {"seconds": round(time.perf_counter() - began, 3), "peak_gb": round(_read_peak(places.device), 3)}
+    return {"key": run.key, "warning": "", **row, **status, **costs, **_versions(places)}
 
 
-def _attempt(run: Run, store: Path, places: Places, wait: bool) -> str:
+def _attempt(run: Run, store: Path, places: Places, wait: bool, row_timeout: float | None = None) -> str:
     "Compute a row unless it is there by now, and write it; its status, or 'busy' if another process is at it."
     with exclusively(store / "locks" / run.key, wait) as ours:
         if not ours:
             return "busy"
         row = read_row(store, run.key)
         if row is None or row["status"] != "done":
-            row = _settle(run, places)
+            row = _settle(run, places, row_timeout)
             write_row(store, row)
         return row["status"]
 
@@ -162,6 +211,20 @@ def _bury(run: Run, store: Path, places: Places) -> str:
     return row["status"]
 
 
+def _try_all(missing: list[Run], execute: Callable, bury: Callable, bar: _Progress, retries: int) -> None:
+    "Try all runs; those that another process is at, or that failed and may be tried again, once more when the others are through."
+    failures, wait = dict.fromkeys(missing, 0), False
+    while missing:
+        left, missing = missing, []
+        for run, status in execute(left, wait):
+            status = status or bury(run)
+            failures[run] += status == "failed"
+            if again := status == "busy" or (status == "failed" and failures[run] <= retries):
+                missing.append(run)
+            bar.count("busy" if again else status)
+        wait = True
+
+
 def _order(run: Run) -> tuple:
     "Runs of one starting point together, and in these, runs of one S."
     return repr(run.start), repr(run.sample)
@@ -176,6 +239,8 @@ def run_sweep(
     engine: str = "local",  # or "dask"
     scheduler: str | None = None,  # address of Dask's scheduler
     progress: bool | None = None,  # show the bar; None: where standard error is a terminal
+    retries: int | None = 0,  # how often a row that fails is tried again; None: one that failed before is not even tried
+    row_timeout: float | None = None,  # seconds after which a row is given up
 ) -> pd.DataFrame:  # the rows of these runs, in their order
     "Compute the rows that are missing and return all of them; call it again to go on after a kill."
     check_choice("engine", engine, _ENGINES)
@@ -183,18 +248,15 @@ def run_sweep(
     runs, store = {run.key: run for run in runs}, Path(store).absolute()
     places = Places(store / "cache") if places is None else places
     known = load_results(store, rows, runs)
-    finished = set(known.loc[known["status"] == "done", "key"])
-    missing = sorted((run for key, run in runs.items() if key not in finished), key=_order)
+    settled = set(known.loc[known["status"].isin(["done"] if retries is not None else ["done", "failed"]), "key"])
+    missing = sorted((run for key, run in runs.items() if key not in settled), key=_order)
     execute = partial(_ENGINES[engine], jobs=jobs, scheduler=scheduler)
     with _Progress(len(runs), len(runs) - len(missing), progress) as bar:
         starts = list(dict.fromkeys(run.start for run in missing))
         bar.say(f"first {len(starts)} starting points")
         _ = list(execute(partial(_make_start, places=places), starts))
-        for wait in (False, True):
-            left, missing = missing, []
-            for run, status in execute(partial(_attempt, store=store, places=places, wait=wait), left):
-                missing += [run] if status == "busy" else []
-                bar.count(status or _bury(run, store, places))
+        attempt = partial(_attempt, store=store, places=places, row_timeout=row_timeout)
+        _try_all(missing, lambda runs, wait: execute(partial(attempt, wait=wait), runs), partial(_bury, store=store, places=places), bar, retries or 0)
     return load_results(store, rows, runs).set_index("key", drop=False).loc[list(runs)].reset_index(drop=True)
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #progress

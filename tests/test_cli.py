@@ -131,6 +131,8 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("reproduce", "table_3", "-p", "num_modified", "many"): "-p num_modified: expected int, found 'many'",
     ("reproduce", "table_3", "--output", "E/tables"): "cannot be written, Not a directory",
     ("reproduce", "--full", "--scale", "paper"): "--full goes with --scale synthetic",
+    ("compare", "absent", "absent"): "dir 'absent' does not exist",
+    ("why", "table_3", "FT", "--results", "absent"): "dir 'absent' does not exist",
     ("pretrain", "--corpus", "absent.txt", "--init", "synthetic", "--output", "O"): "'--corpus': file 'absent.txt' does not exist",
     ("pretrain", "--synthetic", "--output", "."): "expected a new or an empty folder",
     ("finetune", "synthetic", "--synthetic", "--output", "O", "--steps", "1", "--epochs", "1"): "expected either --steps or --epochs",

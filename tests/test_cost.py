@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modmem import cost
 from modmem.artefacts import Artefact
 from modmem.blocks import select_parameters
-from modmem.cost import describe_plan, estimate_run
+from modmem.cost import describe_plan, estimate_run, make_plan
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.pretraining import slot_loss
 from modmem.starts import RECIPES, Places
@@ -131,4 +131,5 @@ def test_a_model_is_known_by_its_folder_or_not_at_all(tmp_path):
 
 def test_what_is_unknown_is_no_guess(tmp_path):
     artefact = Artefact("table_3", tmp_path, {}, {}, (make_run(model="fae", start="pretrained"),), PLACES)
-    assert "unknown" in describe_plan([artefact], tmp_path / "store") and "and what is unknown" in describe_plan([artefact], tmp_path / "store")
+    told = describe_plan(make_plan([artefact], tmp_path / "store"))
+    assert "unknown" in told and "and what is unknown" in told

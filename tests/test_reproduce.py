@@ -1,4 +1,5 @@
 """`modmem reproduce` on notebooks of the least size: what is computed, what is written, and what survives a kill."""
+import json
 import os
 import re
 import shutil
@@ -10,13 +11,16 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
+import psutil
 import pytest
 from mini_notebooks import here, notebooks, run, start_command, whole  # noqa: F401
 from paper_notebooks import execute_here
 
-from modmem import reproduce
+from modmem import cli, reproduce
 from modmem.artefacts import choose_artefacts, list_artefacts, list_runs
-from modmem.rows import load_results
+from modmem.files import exclusively
+from modmem.rows import COSTS, load_results
 
 
 @pytest.fixture
@@ -35,6 +39,18 @@ def one_line(run):
 
 def contents(folder="figures/synthetic"):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def results(folder="figures/synthetic"):
+    "The rows, without what they cost."
+    return load_results(rows=Path(folder) / "rows.csv").drop(columns=[*COSTS])
+
+
+def in_session(process, leader):
+    try:
+        return os.getsid(process) == leader
+    except ProcessLookupError:
+        return False
 
 
 def stamps(folder="."):
@@ -64,7 +80,7 @@ def test_one_command_makes_every_artefact_its_rows_and_the_report(whole):
     }
     rows = load_results(rows=whole / "figures" / "synthetic" / "rows.csv")
     assert len(rows) == 6, "two rows are shared"
-    assert b"seconds" not in files["rows.csv"] and rows["key"].is_monotonic_increasing and (rows["status"] == "done").all()
+    assert (rows[[*COSTS]] > 0).all(axis=None) and rows["key"].is_monotonic_increasing and (rows["status"] == "done").all()
     assert b"6 rows" in files["claims.md"] and b"6 rows" in files["report.html"]
     assert {path.name for path in (whole / "_runs").glob("*.ipynb")} == {f"{name}.ipynb" for name in list_artefacts() if name != "edit_synthetic"}
     told = (whole / "stdout").read_text().splitlines()
@@ -104,7 +120,8 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whol
     files, expected = contents(), contents(whole / "figures" / "synthetic")
     assert code == 0 and set(files) == {"tradeoff.csv", "rows.csv", "report.html"}, errors
     assert files["tradeoff.csv"] == expected["tradeoff.csv"]
-    assert set(files["rows.csv"].splitlines()) < set(expected["rows.csv"].splitlines())
+    every = results(whole / "figures" / "synthetic")
+    pd.testing.assert_frame_equal(results(), every[every["key"].isin(results()["key"])].reset_index(drop=True))
 
 
 def test_shards_compute_all_rows_and_then_the_command_computes_none(whole, run, monkeypatch):
@@ -118,7 +135,7 @@ def test_shards_compute_all_rows_and_then_the_command_computes_none(whole, run, 
     monkeypatch.setattr(reproduce, "_run_notebooks", lambda *arguments: {})
     reproduce.reproduce(artefacts, Path("figures").absolute(), Path("_runs/paper").absolute())
     assert stamps("_runs/paper") == rows
-    assert Path("figures/rows.csv").read_bytes() == (whole / "figures" / "synthetic" / "rows.csv").read_bytes()
+    pd.testing.assert_frame_equal(results("figures"), results(whole / "figures" / "synthetic"))
 
 
 def test_known_rows_are_not_computed_and_rows_of_others_are_kept(whole, run, monkeypatch):
@@ -169,7 +186,101 @@ def test_notebooks_run_with_this_python_and_their_parameters(run, monkeypatch):
     assert os.environ["JUPYTER_PATH"] == "elsewhere" and not Path("tables/new/rows.csv").exists()
 
 
+def test_what_rows_cost_makes_no_other_fingerprint(whole):
+    known, artefacts = whole / "figures" / "synthetic" / "rows.csv", [list_runs(artefact) for artefact in choose_artefacts(["table_3", "claims"])]
+    table, other = load_results(rows=known), Path("rows.csv")
+    table.assign(seconds=7.0, peak_gb=7.0).to_csv(other, index=False)
+    for artefact in artefacts:
+        prints = [reproduce._fingerprint(artefact, load_results(rows=path), path) for path in (known, other)]
+        assert prints[0] == prints[1] != reproduce._fingerprint(artefact, table[:0], Path("none.csv"))
+
+
+def test_sigterm_ends_it_and_its_processes_and_says_how_to_go_on(notebooks, run, tmp_path):
+    command = start_command(notebooks, tmp_path, "--jobs", "2", "table_3", "-p", "seeds", "[0, 1, 2]")
+    while not list(tmp_path.glob("_runs/paper/*.json")):
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.01)
+    command.terminate()  # it alone
+    _, errors = command.communicate(timeout=60)
+    assert command.returncode == 143, errors
+    assert errors.splitlines()[-1] == "modmem: stopped; this goes on: modmem reproduce --jobs 2 table_3 -p 'seeds=[0, 1, 2]'"
+    rows = stamps("_runs/paper")
+    for _ in range(50):  # the last of its processes cleans up behind the others
+        left = [process for process in psutil.process_iter() if process.pid != command.pid and in_session(process.pid, command.pid)]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left and stamps("_runs/paper") == rows
+    told = json.loads(run("table_3", "-p", "seeds", "[0, 1, 2]", "--status", "--json")[1])
+    assert told["rows"] == 6 == told["done"] + told["left"] and told["done"] > 0 and told["running"] == told["failed"] == 0
+
+
+# Beside the shipped results
+
+@pytest.fixture
+def checkout(whole, tmp_path, monkeypatch):
+    "A checkout with results, and rows that need not be computed: options of the command."
+    shutil.copytree(whole / "figures", "figures")
+    monkeypatch.setattr(reproduce, "_run_notebooks", lambda *arguments: {})
+    monkeypatch.setattr(cli, "_checkout", lambda: tmp_path)
+    return ["--rows", str(whole / "figures" / "synthetic" / "rows.csv")]
+
+
+def test_in_a_checkout_results_go_elsewhere_and_are_compared(checkout, run):
+    before = contents()
+    code, output, errors = run("table_3", *checkout)
+    assert code == 0 and not errors and contents() == before
+    assert len(results("_runs/figures/synthetic")) == 4
+    assert output.splitlines()[-3:-1] == ["rows: 4 and 6", "4 rows, 4 equal"]
+
+
+def test_a_difference_is_told_and_a_failure_only_if_asked(checkout, run):
+    path = Path("figures/synthetic/rows.csv")
+    rows = load_results(rows=path)
+    rows.assign(modified_accuracy=rows["modified_accuracy"] + 1.0).to_csv(path, index=False)
+    code, output, errors = run("table_3", *checkout)
+    assert code == 0 and "4 rows, 0 equal" in output and "modified_accuracy: other in 4 rows, by at most 1" in output
+    assert errors.startswith("modmem: the results differ") and errors.count("\n") == 1
+    assert run("table_3", *checkout, "--check", "exact")[0] == 1
+
+
+def test_the_shipped_results_are_written_over_if_asked(checkout, run):
+    Path("figures/synthetic/rows.csv").unlink()
+    code, output, _ = run("table_3", *checkout, "--refresh")
+    assert code == 0 and "compared" not in output and len(results()) == 4 and not Path("_runs/figures").exists()
+
+
+def test_a_folder_of_ones_own_is_compared_too_and_elsewhere_nothing_is(checkout, run, monkeypatch):
+    assert "4 rows, 4 equal" in run("table_3", *checkout, "--output", "mine")[1]
+    monkeypatch.undo()
+    assert cli._checkout() is None or Path.cwd() == cli._checkout()
+
+
 # What it would do
+
+def test_status_is_read_from_the_store_alone(whole, run, monkeypatch):
+    code, output, errors = run("--status")
+    assert code == 0 and not errors and not Path("figures").exists()
+    assert dict(line.rsplit(maxsplit=1) for line in output.splitlines())["left"] == "6"
+    runs = list_runs(choose_artefacts(["table_3"], options={"store": "_runs/paper"})[0]).runs
+    with exclusively(Path("_runs/paper/locks") / runs[0].key):
+        assert json.loads(run("--status", "--json")[1])["running"] == 1
+    monkeypatch.chdir(whole)
+    told = json.loads(run("--status", "--json", "-p", "seeds", "[0, 1, 2]")[1])
+    assert (told["done"], told["left"]) == (6, 3) and told["seconds_to_go"] > 0
+
+
+def test_artefacts_are_listed_with_their_rows(run):
+    code, output, errors = run("--list", "--json")
+    assert code == 0 and not errors and not Path("figures").exists()
+    assert json.loads(output) == {"artefacts": [{"artefact": name, "rows": rows} for name, rows in (("table_3", 4), ("tradeoff", 4), ("claims", 0))], "rows": 6}
+    assert [line.split(" | ") for line in run("--list")[1].splitlines()[1:4]] == [["  table_3", "4"], ["  tradeoff", "4"], ["  claims", "0"]]
+
+
+def test_a_dry_run_as_json(run):
+    plan = json.loads(run("--dry-run", "--json")[1])
+    assert (plan["rows"], plan["there"], plan["unknown"]) == (6, 0, False) and plan["TFLOPs"] > 0 and len(plan["kinds"]) > 1
+
 
 def test_a_dry_run_counts_rows_and_computes_none(whole, run, monkeypatch):
     code, output, errors = run("--dry-run")
@@ -207,6 +318,12 @@ def test_a_dry_run_counts_rows_and_computes_none(whole, run, monkeypatch):
         (["--shard", "3/2"], "expected i/n with i from 1 to n, found '3/2'"),
         (["--jobs", "0"], "Invalid value for '--jobs'"),
         (["--threads", "many"], "Invalid value for '--threads'"),
+        (["--list", "--status"], "expected at most one of --dry-run, --list and --status"),
+        (["--json"], "--json goes with --dry-run, --list or --status"),
+        (["--refresh", "--output", "mine"], "expected either --refresh or --output"),
+        (["--retries", "-1"], "Invalid value for '--retries'"),
+        (["--row-timeout", "0"], "expected a number above 0, found '0'"),
+        (["--check", "nearly"], "'--check': 'nearly' is not one of 'exact', 'se'"),
         (["--engine", "dask"], "--engine dask and --scheduler ADDRESS go together"),
         (["--scheduler", "tcp://here:1"], "--engine dask and --scheduler ADDRESS go together"),
         (["--engine", "ray"], "'--engine': 'ray' is not one of 'local', 'dask'"),

@@ -22,7 +22,7 @@ from tiny_models import tiny_bert
 from modmem import sweep
 from modmem.files import DataError
 from modmem.masked_lm import save_masked_lm
-from modmem.rows import load_results
+from modmem.rows import COSTS, load_results
 from modmem.runs import Run
 from modmem.starts import Places
 from modmem.sweep import run_sweep, shard
@@ -62,7 +62,7 @@ def invented(monkeypatch):
 
 
 def without_time(table):
-    return table.drop(columns="seconds")
+    return table.drop(columns=[*COSTS])
 
 
 def files(store):
@@ -109,6 +109,59 @@ def test_a_failing_row_is_kept_with_its_error_the_others_go_on_and_it_is_tried_a
     assert [run.sample.seed for run in invented].count(13) == 2 and len(invented) == 4
     monkeypatch.setattr(sweep, "compute_row", lambda run, places: run.settings)
     assert run_sweep(runs, tmp_path)["status"].tolist() == ["done"] * 3
+
+
+def test_a_row_that_fails_is_tried_again_as_often_as_asked_or_not_at_all(invented, tmp_path):
+    runs = [make_run(**SHORT, seed=seed) for seed in (12, 13, 14)]
+    table = run_sweep(runs, tmp_path, retries=2)
+    assert table["status"].tolist() == ["done", "failed", "done"] and [run.sample.seed for run in invented].count(13) == 3
+    assert run_sweep(runs, tmp_path, retries=None)["status"].tolist() == ["done", "failed", "done"] and len(invented) == 5
+
+
+def test_a_row_that_recovers_is_done(invented, tmp_path, monkeypatch):
+    compute = sweep.compute_row
+    monkeypatch.setattr(sweep, "compute_row", lambda run, places: compute(run, places) if len(invented) < 1 else run.settings)
+    assert run_sweep([make_run(**SHORT, seed=13)], tmp_path, retries=1)["status"].tolist() == ["done"]
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_row_that_takes_too_long_is_given_up_with_that_reason(invented, tmp_path, monkeypatch, in_thread):
+    compute = sweep.compute_row
+
+    def linger(run, places):
+        while run.sample.seed == 1:
+            try:
+                time.sleep(0.01)
+            except Exception:
+                pass
+        return compute(run, places)
+
+    monkeypatch.setattr(sweep, "compute_row", linger)
+    runs, tables = [make_run(**SHORT, seed=seed) for seed in (0, 1, 2)], []
+    work = threading.Thread(target=lambda: tables.append(run_sweep(runs, tmp_path, row_timeout=0.2)))
+    work.start() if in_thread else work.run()
+    work.join() if in_thread else None
+    assert tables[0]["status"].tolist() == ["done", "failed", "done"]
+    assert tables[0]["error"][1].startswith("TimeoutError: took longer than 0.2 s (sweep.py:") and 0.2 <= tables[0]["seconds"][1] < 2
+
+
+def test_a_limit_that_passes_as_the_row_ends_stops_nothing_else():
+    for number in range(40):
+        try:
+            with sweep._at_most(0.001):
+                time.sleep(0.0002 * (number % 10))
+        except TimeoutError:
+            pass
+        time.sleep(0.001)
+
+
+def test_a_row_says_what_it_cost(invented, tmp_path, monkeypatch):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux sets the mark of a process back")
+    monkeypatch.setattr(sweep, "compute_row", lambda run, places: run.settings | {"length": len(b"x" * (run.sample.seed << 28))})
+    table = run_sweep([make_run(**SHORT, seed=seed) for seed in (0, 1)], tmp_path)
+    assert table["peak_gb"].max() - table["peak_gb"].min() > 0.2 and (table["seconds"] >= 0).all()
+    assert run_sweep([make_run(**{**SHORT, "radius": 1.0}, seed=0)], tmp_path)["peak_gb"][0] < table["peak_gb"].max() - 0.2, "the mark was set back"
 
 
 def test_rows_stay_when_the_sweep_is_interrupted(invented, tmp_path, monkeypatch):
