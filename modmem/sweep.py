@@ -74,7 +74,7 @@ def _quietly(threads: int) -> Iterator[None]:
 # %% ../nbs/5_experiments/04_sweep.ipynb #costs
 def _forget_peak(device: str) -> None:
     "Set the mark of the most memory back."
-    if device.startswith("cuda"):
+    if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -82,7 +82,7 @@ def _forget_peak(device: str) -> None:
 
 def _read_peak(device: str) -> float:
     "The most memory since then, in GiB; NaN where the system does not tell."
-    if device.startswith("cuda"):
+    if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     with contextlib.suppress(OSError):
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
