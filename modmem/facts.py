@@ -140,11 +140,10 @@ def _object_statistics(facts: Sequence[Fact]) -> dict[str, float]:
     return {
         "relations": counts.shape[1],
         "objects of a relation, median": (counts > 0).sum().median(),
-        "effective objects of a relation (exp of the entropy), median": effective.median(),
+        "effective objects of a relation, median": effective.median(),
         "objects in several relations, % of objects": 100 * several.mean(),
         "facts whose object is in several relations, %": 100 * counts[several].to_numpy().sum() / len(facts),
-        "from an object's frequency in the relation to that in all, % (total variation)":
-            50 * (shares - together / together.sum()).abs().sum().mean(),
+        "objects' frequency, relation to all, %": 50 * (shares - together / together.sum()).abs().sum().mean(),
     }
 
 # %% ../nbs/1_method/10_facts.ipynb #evidence-statistics
@@ -162,7 +161,7 @@ def evidence_statistics(
         "tokens of an evidence": [count_tokens(sentence.text) for sentence in benchmark.train],
         "tokens of a test question": [count_tokens(sentence.text) for sentence in benchmark.test],
         "evidences of a fact": [evidences[fact] for fact in benchmark.facts],
-        "words of an evidence that its test shares, %": 100 * np.array(shared),
+        "an evidence's words in its test, %": 100 * np.array(shared),
         "other entities in an evidence": _count_others(benchmark),
     }
     found = {"facts": len(benchmark.facts)} | _object_statistics(benchmark.facts)
