@@ -8,7 +8,7 @@ import pytest
 from modmem.facts import MASK, benchmark_statistics
 from modmem.synthetic import WorldRecipe, make_blank_model
 from modmem.world import (
-    CLOZE, MAX_SUBJECTS, OBJECTS, QUESTIONS, _name, make_chains, make_person, make_pretraining, make_world, world_vocabulary,
+    CLOZE, MAX_SUBJECTS, OBJECTS, QUESTIONS, WorldStyle, _name, make_chains, make_person, make_pretraining, make_world, world_vocabulary,
 )
 
 NUM_SUBJECTS, NUM_BACKGROUND = 64, 16
