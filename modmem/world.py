@@ -228,10 +228,10 @@ def make_pretraining(
 # %% ../nbs/1_method/11_world.ipynb #make-chains
 def make_chains(num_subjects: int = 512, seed: int = 0) -> Sequence[tuple[Fact, Fact, Fact]]:  # subject -> employer -> town -> country; lazy
     "Make the chains employer, town, country of the subjects of `make_world`."
-    facts, which = make_world(num_subjects, seed).facts, list(OBJECTS).index("employer")
+    facts, which = make_world(num_subjects, seed).facts, _PLAIN.index("employer")
 
     def chain(number: int) -> tuple[Fact, Fact, Fact]:
-        works_for = facts[number * len(OBJECTS) + which]
+        works_for = facts[number * len(_PLAIN) + which]
         based_in = _place_fact(works_for.object, "based in", seed)
         return works_for, based_in, _place_fact(based_in.object, "lies in", seed)
 
