@@ -64,9 +64,10 @@ def describe_world_model(
     masked_lm: MaskedLM, recipe: WorldRecipe,
 ) -> dict[str, float]:  # percent of the test questions: all, shown, not_shown
     "Measure what a model knows of F in the unseen phrasing."
-    right = np.array(masked_lm.answers(make_world(recipe.num_subjects, recipe.world_seed).test))
+    questions = make_world(recipe.num_subjects, recipe.world_seed).test
+    right, of_each = np.array(masked_lm.answers(questions)), len(questions) // recipe.num_subjects
     people = [make_person(number, recipe.world_seed) for number in range(recipe.num_subjects)]
-    shown = np.array([person.pretrained[relation] for person in people for relation in person.objects])
+    shown = np.array([people[place // of_each].pretrained[question.fact.relation] for place, question in enumerate(questions)])
     parts = {"all": right, "shown": right[shown], "not_shown": right[~shown]}
     return {name: round(100 * int(part.sum()) / len(part), 2) for name, part in parts.items()}
 

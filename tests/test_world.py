@@ -8,11 +8,13 @@ import pytest
 from modmem.facts import MASK, benchmark_statistics
 from modmem.synthetic import WorldRecipe, make_blank_model
 from modmem.world import (
-    CLOZE, MAX_SUBJECTS, OBJECTS, QUESTIONS, _name, make_chains, make_person, make_pretraining, make_world, world_vocabulary,
+    CLOZE, MAX_SUBJECTS, OBJECTS, QUESTIONS, WorldStyle, _name, make_chains, make_person, make_pretraining, make_world, world_vocabulary,
 )
 
 NUM_SUBJECTS, NUM_BACKGROUND = 64, 16
-TEST_PHRASINGS = {phrasings[-1] for phrasings in CLOZE.values()} | {f"{phrasings[-1]} [Y]" for phrasings in QUESTIONS.values()}
+PLAIN = list(CLOZE)[:8]  # relations
+STYLE = WorldStyle()
+TEST_PHRASINGS = {CLOZE[relation][5] for relation in PLAIN} | {f"{QUESTIONS[relation][5]} [Y]" for relation in PLAIN}
 
 
 def write_out(evidence):
@@ -52,11 +54,11 @@ def test_relations_and_phrasings():
 def test_a_fact_has_its_training_phrasings_and_one_other_for_the_test():
     world = make_world(NUM_SUBJECTS)
     for fact, test in zip(world.facts, world.test):
-        assert test.fact == fact and phrasing(test) == CLOZE[fact.relation][-1]
+        assert test.fact == fact and phrasing(test) == CLOZE[fact.relation][5]
     of = defaultdict(list)
     for one in world.train:
         of[one.fact].append(phrasing(one))
-    assert len(of) == len(world.facts) and all(seen == CLOZE[fact.relation][:-1] for fact, seen in of.items())
+    assert len(of) == len(world.facts) and all(seen == CLOZE[fact.relation][:5] for fact, seen in of.items())
     assert benchmark_statistics(world)["facts"].tolist() == [8 * NUM_SUBJECTS] * 2
 
 
@@ -108,19 +110,19 @@ def test_no_subject_of_the_benchmark_was_ever_shown_in_a_test_phrasing(text, peo
         named = [name for name in people if f" {name} " in f" {one.text} "]
         assert named == [one.fact.subject] * (one.fact.subject in people)  # nor in passing
     assert not shown[True] & people.keys()
-    known = {name for name, person in people.items() if any(person.pretrained.values())}
+    known = {name for name, person in people.items() if any(person.pretrained[relation] for relation in PLAIN)}
     assert shown[True] and shown[False] & people.keys() == known  # both kinds of text were drawn
 
 
 def test_the_background_is_shown_in_every_phrasing(text, background):
     shown = Counter(phrasing(one) for one in text if one.fact.subject in background)
     assert shown.keys() >= TEST_PHRASINGS
-    assert len(shown) == sum(len(table[relation]) for table in (CLOZE, QUESTIONS) for relation in table)
+    assert len(shown) == 2 * 6 * len(PLAIN)
 
 
 def test_pretraining_shows_only_the_marked_facts_of_the_benchmark(text, people):
     shown = {(one.fact.subject, one.fact.relation) for one in text if one.fact.subject in people}
-    marked = {(name, relation) for name, person in people.items() for relation, yes in person.pretrained.items() if yes}
+    marked = {(name, relation) for name, person in people.items() for relation, yes in person.pretrained.items() if yes and relation in PLAIN}
     assert shown <= marked and len(shown) > 0.99 * len(marked)
     assert len(marked) / (8 * NUM_SUBJECTS) == pytest.approx(0.3, abs=0.06)
 
@@ -217,3 +219,58 @@ def test_the_vocabulary_is_small_and_has_no_entry_twice(tokenizer):
     pieces = world_vocabulary()
     assert len(set(pieces)) == len(pieces) < 600
     assert tokenizer.convert_tokens_to_ids(pieces) == list(range(len(pieces)))
+
+
+@pytest.fixture(scope="module")
+def faithful():
+    return make_world(12, style=STYLE)
+
+
+def test_a_faithful_world_is_lazy_deterministic_and_only_extends(faithful):
+    for side in ("facts", "train", "test"):
+        written = write_out(getattr(faithful, side))
+        assert written == write_out(getattr(make_world(24, style=STYLE), side))[: len(written)]
+    assert make_world(100_000, style=STYLE).train[-1].text
+
+
+def test_evidences_are_spread_as_the_style_says(faithful):
+    counts = Counter(one.fact for one in faithful.train)
+    for start in range(0, len(faithful.facts), 10):
+        assert sorted(counts[fact] for fact in faithful.facts[start : start + 10]) == sorted(STYLE.evidences)
+
+
+def test_neighbours_are_other_people_and_never_speak_in_test_phrasings(faithful):
+    tests = {text.replace("[X]", "").replace("[Y]", "").strip(" .") for texts in CLOZE.values() for text in texts[5:]}
+    subjects, sizes, alone = {fact.subject for fact in faithful.facts}, Counter(), Counter()
+    for one in faithful.train:
+        sentences = one.text.removesuffix(" .").split(" . ")
+        own = [sentence for sentence in sentences if MASK in sentence]
+        others = [sentence for sentence in sentences if MASK not in sentence]
+        assert len(own) == 1 and one.fact.subject in own[0]
+        assert not [name for name in subjects for other in others if name in other]
+        assert phrasing_of(own[0], one) in {text.removesuffix(" .") for text in CLOZE[one.fact.relation][:5]}
+        assert not [test for test in tests for other in others if "  " not in test and test in other]
+        sizes[len(others)] += 1
+        alone.update(set(others))
+    assert all(sizes[size] / len(faithful.train) == pytest.approx(1 / 3, abs=0.04) for size in STYLE.contexts)
+    assert alone.most_common(1)[0][1] < 0.01 * len(faithful.train)  # fresh for every evidence
+
+
+def phrasing_of(sentence, evidence):
+    return sentence.replace(evidence.fact.subject, "[X]").replace(MASK, "[Y]")
+
+
+def test_tests_are_plain_and_there_are_two(faithful):
+    assert len(faithful.test) == 2 * len(faithful.facts)
+    for place, one in enumerate(faithful.test):
+        assert phrasing(one) == CLOZE[one.fact.relation][5 + place % 2]
+
+
+def test_relations_share_objects():
+    assert set(OBJECTS["workplace"]) == set(OBJECTS["birthplace"]) and OBJECTS["workplace"] != OBJECTS["birthplace"]
+
+
+@pytest.mark.parametrize("wrong", [{"evidences": (1,)}, {"contexts": ()}, {"contexts": (-1,)}, {"num_tests": 3}, {"relations": ("shoe size",)}])
+def test_a_style_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError):
+        WorldStyle(**wrong)
