@@ -8,7 +8,7 @@ import pytest
 from modmem.facts import MASK, benchmark_statistics
 from modmem.synthetic import WorldRecipe, make_blank_model
 from modmem.world import (
-    CLOZE, MAX_SUBJECTS, OBJECTS, QUESTIONS, WorldStyle, _name, make_chains, make_person, make_pretraining, make_world, world_vocabulary,
+    CLOZE, _MAX_SUBJECTS, OBJECTS, QUESTIONS, WorldStyle, _name, make_chains, make_person, make_pretraining, make_world, world_vocabulary,
 )
 
 NUM_SUBJECTS, NUM_BACKGROUND = 64, 16
@@ -38,7 +38,7 @@ def people():
 
 @pytest.fixture(scope="module")
 def background():
-    return {make_person(MAX_SUBJECTS - 1 - number, seed=0).name for number in range(NUM_BACKGROUND)}
+    return {make_person(_MAX_SUBJECTS - 1 - number, seed=0).name for number in range(NUM_BACKGROUND)}
 
 
 def test_relations_and_phrasings():
@@ -86,8 +86,8 @@ def test_questions_state_the_same_facts():
 
 
 def test_names_are_distinct():
-    assert len({_name(number) for number in range(MAX_SUBJECTS)}) == MAX_SUBJECTS
-    numbers = [*range(0, MAX_SUBJECTS, 101), *range(2000)]
+    assert len({_name(number) for number in range(_MAX_SUBJECTS)}) == _MAX_SUBJECTS
+    numbers = [*range(0, _MAX_SUBJECTS, 101), *range(2000)]
     assert len({make_person(number, seed=5).name for number in numbers}) == len(set(numbers))
 
 
@@ -97,7 +97,7 @@ def test_benchmark_and_background_are_disjoint(people, background):
     assert len(pieces) < 2 * len(people)  # names share pieces
 
 
-@pytest.mark.parametrize("number", [-1, MAX_SUBJECTS])
+@pytest.mark.parametrize("number", [-1, _MAX_SUBJECTS])
 def test_a_number_beyond_the_names_is_an_error(number):
     with pytest.raises(ValueError, match=f"no number {number}$"):
         make_person(number, seed=0)
@@ -143,7 +143,7 @@ def test_objects_and_famous_people_follow_zipf(text, background):
         for rank in (1, 2, 4):
             assert counts[names[rank - 1]] / 2000 == pytest.approx(1 / rank / harmonic, abs=0.04)
     mentions = Counter(one.fact.subject for one in text)
-    famous = make_person(MAX_SUBJECTS - 1, seed=0).name
+    famous = make_person(_MAX_SUBJECTS - 1, seed=0).name
     assert mentions.most_common(1)[0][0] == famous
     assert mentions[famous] / sum(mentions[name] for name in background) == pytest.approx(1 / 3.38, abs=0.03)  # 16 people
 
@@ -180,15 +180,15 @@ def test_a_million_facts_take_no_memory():
     assert peak < 1e6
 
 
-@pytest.mark.parametrize("num_subjects", [0, -1, MAX_SUBJECTS + 1])
+@pytest.mark.parametrize("num_subjects", [0, -1, _MAX_SUBJECTS + 1])
 def test_a_world_that_has_no_names_for_its_subjects_is_refused(num_subjects):
     with pytest.raises(ValueError, match=rf"(?<!\d){num_subjects}(?!\d)"):
         make_world(num_subjects)
 
 
 def test_benchmark_and_background_that_would_meet_are_refused():
-    with pytest.raises(ValueError, match=str(MAX_SUBJECTS)):
-        make_pretraining(10, num_background=MAX_SUBJECTS, num_subjects=1)
+    with pytest.raises(ValueError, match=str(_MAX_SUBJECTS)):
+        make_pretraining(10, num_background=_MAX_SUBJECTS, num_subjects=1)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def tokenizer():
 
 
 def test_every_name_has_three_known_pieces(tokenizer):
-    firsts = [_name(number).split()[0] for number in range(0, MAX_SUBJECTS, 1000)]
+    firsts = [_name(number).split()[0] for number in range(0, _MAX_SUBJECTS, 1000)]
     surnames = [_name(number).split()[1] for number in range(4000)]
     assert len(set(surnames)) == 64 * 60
     assert {name: tokenizer.tokenize(name) for name in set(firsts) if tokenizer.tokenize(name) != [name]} == {}
