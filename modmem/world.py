@@ -54,7 +54,7 @@ def _name(number: int) -> str:
 
 # %% ../nbs/1_method/11_world.ipynb #make-person
 def make_person(
-    number: int,  # 0, 1, 2 ... are the benchmark's; the background counts down from _MAX_SUBJECTS - 1
+    number: int,  # 0, 1, 2 ... are the benchmark's; the background counts down from the last name
     seed: int,
     pretrained_share: float = 0.3,  # how many of the benchmark's facts pretraining shows
 ) -> Person:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modmem.facts import MASK, Benchmark, Evidence, Fact, LazySequence, benchmark_statistics
+from modmem.facts import MASK, Benchmark, Evidence, Fact, LazySequence, benchmark_statistics, evidence_statistics
 
 ADA = Fact("1", "Ada Ash", "born in", "Paris", "Q1", "Q90")
 
@@ -87,3 +87,23 @@ def test_statistics_of_a_case_counted_by_hand():
 
 def test_statistics_of_nothing():
     assert benchmark_statistics(Benchmark((), (), ())).values.tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_evidence_statistics_by_hand():
+    facts = [Fact("1", "Ann", "born", "Rome"), Fact("2", "Bob Ray", "born", "Oslo"), Fact("3", "Ann", "died", "Rome"), Fact("4", "Cy", "born", "Rome")]
+    test = [Evidence(fact, f"{fact.subject} {fact.relation} in {MASK}") for fact in facts]
+    texts = [(0, f"Ann came from {MASK} with Bob Ray to Oslo"), (0, f"Ann came from {MASK} with Bob Ray to Oslo"), (2, f"died : Ann , {MASK}")]
+    train = [Evidence(facts[which], text) for which, text in texts]
+    found = evidence_statistics(Benchmark(facts, train, test), lambda text: len(text.split()))
+    assert found["facts"] == 4 and found["relations"] == 2
+    assert found["objects of a relation, median"] == 1.5  # born has two, died one
+    assert found["effective objects of a relation, median"] == pytest.approx((3 / 4 ** (1 / 3) + 1) / 2)  # shares 2/3 and 1/3; 1
+    assert found["objects in several relations, % of objects"] == 50  # Rome
+    assert found["facts whose object is in several relations, %"] == 75
+    assert found["objects' frequency, relation to all, %"] == pytest.approx(100 * (1 / 12 + 0) / 2)  # born: Rome 2/3, in all 3/4
+    assert found["majority, % of test questions"] == 75  # Rome of the born, Rome of the died
+    assert found["distinct evidences of a fact, % of evidences"] == pytest.approx(100 * 2 / 3)
+    assert found["tokens of an evidence, mean"] == pytest.approx((9 + 9 + 5) / 3)
+    assert found["evidences of a fact, mean"] == 0.75 and found["evidences of a fact, 90 % quantile"] == pytest.approx(1.7)
+    assert found["an evidence's words in its test, %, mean"] == pytest.approx(100 * (1 / 8 + 1 / 8 + 1) / 3)
+    assert found["other entities in an evidence, mean"] == pytest.approx((2 + 2 + 0) / 3)  # Bob Ray and Oslo

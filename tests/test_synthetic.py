@@ -96,8 +96,8 @@ def test_every_part_of_the_recipe_counts(small):
 
 def test_accuracy_is_measured_on_the_unseen_phrasing_and_split_by_what_was_shown(small):
     world, right = make_world(SMALL.num_subjects), []
-    pretrained = {f"0-{number}-{relation}" for number in range(16) for relation, shown in make_person(number, 0).pretrained.items() if shown}
-    shown_ids = pretrained & {fact.id for fact in world.facts}
+    shown_ids = {f"0-{number}-{relation}" for number in range(16) for relation, shown in make_person(number, 0).pretrained.items() if shown}
+    shown_ids &= {fact.id for fact in world.facts}
 
     class Knows:
         "Answers what pretraining showed, and nothing else."

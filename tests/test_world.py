@@ -1,4 +1,5 @@
 """The synthetic world: deterministic, honest about what was shown before, and as large as one likes."""
+import re
 import tracemalloc
 from collections import Counter, defaultdict
 from itertools import islice
@@ -8,7 +9,7 @@ import pytest
 from modmem.facts import MASK, benchmark_statistics
 from modmem.synthetic import WorldRecipe, make_blank_model
 from modmem.world import (
-    CLOZE, OBJECTS, QUESTIONS, WorldStyle, _MAX_SUBJECTS, _name, make_chains, make_person, make_pretraining, make_world, world_vocabulary,
+    CLOZE, _MAX_SUBJECTS, OBJECTS, QUESTIONS, WorldStyle, _name, make_chains, make_person, make_pretraining, make_world, world_vocabulary,
 )
 
 NUM_SUBJECTS, NUM_BACKGROUND = 64, 16
@@ -240,7 +241,7 @@ def test_evidences_are_spread_as_the_style_says(faithful):
 
 
 def test_neighbours_are_other_people_and_never_speak_in_test_phrasings(faithful):
-    tests = {text.replace("[X]", "").replace("[Y]", "").strip(" .") for texts in CLOZE.values() for text in texts[5:]}
+    patterns = {side: [as_pattern(text) for texts in CLOZE.values() for text in texts[part]] for side, part in (("train", slice(5)), ("test", slice(5, None)))}
     subjects, sizes, alone = {fact.subject for fact in faithful.facts}, Counter(), Counter()
     for one in faithful.train:
         sentences = one.text.removesuffix(" .").split(" . ")
@@ -249,11 +250,21 @@ def test_neighbours_are_other_people_and_never_speak_in_test_phrasings(faithful)
         assert len(own) == 1 and one.fact.subject in own[0]
         assert not [name for name in subjects for other in others if name in other]
         assert phrasing_of(own[0], one) in {text.removesuffix(" .") for text in CLOZE[one.fact.relation][:5]}
-        assert not [test for test in tests for other in others if "  " not in test and test in other]
+        assert all(any(pattern.fullmatch(other) for pattern in patterns["train"]) for other in others)
+        assert not [other for other in others for pattern in patterns["test"] if pattern.fullmatch(other)]
+        assert len({other.group("subject") for other in (speaks_of(text, patterns["train"]) for text in others)}) == len(others)
         sizes[len(others)] += 1
         alone.update(set(others))
     assert all(sizes[size] / len(faithful.train) == pytest.approx(1 / 3, abs=0.04) for size in STYLE.contexts)
     assert alone.most_common(1)[0][1] < 0.01 * len(faithful.train)  # fresh for every evidence
+
+
+def as_pattern(text):
+    return re.compile(re.escape(text.removesuffix(" .")).replace(r"\[X\]", r"(?P<subject>\w+ \w+)").replace(r"\[Y\]", r"\w+( \w+)?"))
+
+
+def speaks_of(sentence, patterns):
+    return next(found for pattern in patterns if (found := pattern.fullmatch(sentence)))
 
 
 def phrasing_of(sentence, evidence):
