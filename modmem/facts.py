@@ -102,8 +102,9 @@ def benchmark_statistics(benchmark: Benchmark) -> pd.DataFrame:  # a row each fo
 _WORD = re.compile(r"\w+")
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.replace(MASK, " "))
+def _words(text: str, lower: bool = False) -> list[str]:
+    text = text.replace(MASK, " ")
+    return _WORD.findall(text.lower() if lower else text)
 
 
 def _find_entities(words: list[str], labels: frozenset[tuple[str, ...]], longest: int) -> set[tuple[str, ...]]:
@@ -153,8 +154,8 @@ def evidence_statistics(
 ) -> pd.Series:  # statistic -> value; means, and deciles where the spread matters
     "Measure what the evidence and the objects of a benchmark are like."
     evidences = Counter(sentence.fact for sentence in benchmark.train)
-    of_test = {sentence.fact: set(_words(sentence.text.lower())) for sentence in benchmark.test}
-    words = [_words(sentence.text.lower()) for sentence in benchmark.train]
+    of_test = {sentence.fact: set(_words(sentence.text, lower=True)) for sentence in benchmark.test}
+    words = [_words(sentence.text, lower=True) for sentence in benchmark.train]
     shared = [np.mean([word in of_test[sentence.fact] for word in found] or 0) for sentence, found in zip(benchmark.train, words)]
     commonest = _count_objects([sentence.fact for sentence in benchmark.test]).max().sum()
     spread = {
