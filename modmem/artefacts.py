@@ -121,7 +121,7 @@ def _read_value(text: str, kind: str) -> Any:
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #assign
 _PLACE_NAMES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8"))
-OPTIONS = {name: f"--{name}" for name in _PLACE_NAMES} | {"known_rows": "--rows", "retries": "--retries"}  # a notebook's name for it -> the command's
+OPTIONS = {name: f"--{name}" for name in _PLACE_NAMES} | {"known_rows": "--rows"}  # a notebook's name for it -> the command's
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -10,25 +10,18 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from .facts import Benchmark, Evidence
+from .facts import Evidence, majority_accuracy  # noqa: F401 (its users have it from here, too)
 from .masked_lm import MaskedLM, predict_pieces
 from .modification import ModifiedBenchmark
 
 # %% auto #0
-__all__ = ['measure_accuracy', 'majority_accuracy', 'EditAccuracy', 'summarize_answers', 'list_questions', 'evaluate']
+__all__ = ['measure_accuracy', 'EditAccuracy', 'summarize_answers', 'list_questions', 'evaluate']
 
 # %% ../nbs/1_method/15_evaluation.ipynb #measure-accuracy
 def measure_accuracy(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> float:  # percent of the questions answered with every piece right
     "Measure accuracy per question; 'not a number' where there are no questions."
     right = masked_lm.answers(evidence)
     return 100 * sum(right) / len(right) if right else float("nan")
-
-# %% ../nbs/1_method/15_evaluation.ipynb #majority-accuracy
-def majority_accuracy(benchmark: Benchmark) -> float:  # percent of the test questions
-    "Measure what answering each relation's commonest object scores."
-    objects = pd.DataFrame([(question.fact.relation, question.fact.object) for question in benchmark.test], columns=["relation", "object"])
-    commonest = objects.groupby("relation")["object"].agg(lambda names: names.value_counts().iloc[0])
-    return 100 * int(commonest.sum()) / len(objects)
 
 # %% ../nbs/1_method/15_evaluation.ipynb #edit-accuracy
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class BatchOrder:
 
     def __init__(
         self,
-        lengths: Sequence[int],  # tokens of each sentence
+        lengths: Sequence[int],  # tokens of each sentence; for a pool of one only their number counts
         batch_size: int,
         pool: int = 1,  # batches that are sorted by length together
         seed: int = 0,

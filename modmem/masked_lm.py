@@ -115,7 +115,8 @@ class _StatesBelow:
         changes, lm = [weight._version for weight in self._weights], self.masked_lm
         if changes != self._changes:
             self._changes, self._kept = changes, PackedRows(lm.model.config.hidden_size, lm.states_budget, lm.states_folder)
-        new = list({key: sentence for sentence in encoded if (key := tuple(sentence.input_ids)) not in self._kept}.values())
+        keys = [tuple(sentence.input_ids) for sentence in encoded]
+        new = list({key: sentence for key, sentence in zip(keys, encoded) if key not in self._kept}.values())
         lengths = [len(sentence.input_ids) for sentence in new]
         with in_mode(lm.model, training=False):
             if sum(lengths) > self._kept.room:
@@ -123,7 +124,7 @@ class _StatesBelow:
             for positions in bucket_by_length(lengths, batch_size=128):
                 for position, states in zip(positions, self._compute([new[position] for position in positions])):
                     self._kept.add(tuple(new[position].input_ids), states[: lengths[position]])
-        return self._kept.gather([tuple(sentence.input_ids) for sentence in encoded]).to(lm.device)
+        return self._kept.gather(keys).to(lm.device)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #masked-lm
 _MOST_ENCODED = 1 << 18  # sentences

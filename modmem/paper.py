@@ -25,7 +25,7 @@ from .sweep import run_sweep
 from .tables import describe_run, save_table
 
 # %% ../nbs/5_experiments/10_paper.ipynb #places
-_PLACES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8")) | {"retries": 0}  # of rows that fail; None: those that failed stay so
+_PLACES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8"))
 
 
 def _settle_places(given: Mapping[str, Any]) -> dict[str, Any]:

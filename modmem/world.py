@@ -10,6 +10,7 @@ __all__ = ['CLOZE', 'QUESTIONS', 'OBJECTS', 'Person', 'make_person', 'WorldStyle
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -53,6 +54,7 @@ def _name(number: int) -> str:
     return f"{_FIRST[first]} {_MIDDLE[middle]}{_LAST[last][2:]}"
 
 # %% ../nbs/1_method/11_world.ipynb #make-person
+@lru_cache(maxsize=4096)  # each is asked for once for every sentence about them
 def make_person(
     number: int,  # 0, 1, 2 ... are the benchmark's; the background counts down from the last name
     seed: int,
@@ -134,12 +136,10 @@ def _put_in_context(sentence: Evidence, style: WorldStyle, draw: Random, seed: i
     return replace(sentence, text=" ".join(texts))
 
 
-def _find_evidence(place: int, style: WorldStyle, draw: Random) -> tuple[int, int]:
-    "Which fact of a subject an evidence is about, and in which phrasing."
-    counts = draw.sample(style.evidences, len(style.evidences))
-    ends = list(accumulate(counts))
-    which = bisect(ends, place)
-    return which, (place - ends[which] + counts[which]) % _NUM_TRAIN
+@lru_cache(maxsize=1024)
+def _end_evidences(number: int, style: WorldStyle, seed: int) -> tuple[int, ...]:
+    "Where the evidences of each fact of a subject end."
+    return tuple(accumulate(Random(f"evidences {seed} {number}").sample(style.evidences, len(style.evidences))))
 
 # %% ../nbs/1_method/11_world.ipynb #make-world
 def make_world(
@@ -161,10 +161,11 @@ def make_world(
 
     def train(position: int) -> Evidence:
         number, place = divmod(position, num_train)
-        which, phrasing = _find_evidence(place, style, Random(f"evidences {seed} {number}"))
+        ends = (0, *_end_evidences(number, style, seed))
+        which = bisect(ends, place) - 1
         stated = fact(number * len(relations) + which)
-        sentence = _phrase(templates[stated.relation][phrasing], stated)
-        return _put_in_context(sentence, style, Random(f"evidence {seed} {position}"), seed)
+        sentence = _phrase(templates[stated.relation][(place - ends[which]) % _NUM_TRAIN], stated)
+        return _put_in_context(sentence, style, Random(f"evidence {seed} {position}"), seed) if any(style.contexts) else sentence
 
     def test(position: int) -> Evidence:
         stated = fact(position // style.num_tests)
