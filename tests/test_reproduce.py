@@ -197,7 +197,7 @@ def test_what_rows_cost_makes_no_other_fingerprint(whole):
 
 def test_sigterm_ends_it_and_its_processes_and_says_how_to_go_on(notebooks, run, tmp_path):
     command = start_command(notebooks, tmp_path, "--jobs", "2", "table_3", "-p", "seeds", "[0, 1, 2]")
-    while not list(tmp_path.glob("_runs/paper/*.json")):
+    while not list(tmp_path.glob("_runs/paper/[!.]*.json")):
         assert command.poll() is None, command.communicate()
         time.sleep(0.01)
     command.terminate()  # it alone
