@@ -356,7 +356,7 @@ print(len(computed))"""
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     computed, original = [], sweep.compute_row
     monkeypatch.setattr(sweep, "compute_row", lambda run, places: computed.append(run) or original(run, places))
-    while not list(tmp_path.glob("*.json")):
+    while not list(tmp_path.glob("[!.]*.json")):
         time.sleep(0.005)
     table = run_sweep(LONG, tmp_path, places)
     theirs = int(other.communicate()[0])
