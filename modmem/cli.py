@@ -350,8 +350,8 @@ def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -
     return _lazy.synthetic.save_world_model(_lazy.synthetic.build_world_model(recipe, checkpoint), recipe, output)
 
 
-def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str) -> dict:
-    trained, losses = _lazy.pretraining.pretrain(_load(init, device), sentences, _lazy.pretraining.PretrainingConfig(**settings), checkpoint)
+def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str, workers: int) -> dict:
+    trained, losses = _lazy.pretraining.pretrain(_load(init, device), sentences, _lazy.pretraining.PretrainingConfig(**settings), checkpoint, workers)
     _lazy.masked_lm.save_masked_lm(trained, output)
     return {"sentences": len(sentences), "steps": len(losses), "final_loss": sum(losses[-100:]) / max(1, len(losses[-100:]))}
 
@@ -364,6 +364,7 @@ def _pretrain(
     recipe: Annotated[Literal["base", "large", "albert"] | None, typer.Option(metavar="NAME", help="Of the synthetic world: base, large or albert.")] = None,
     steps: _Steps = None, batch_size: _BatchSize = None, learning_rate: _Rate = None,
     max_length: Annotated[int | None, typer.Option(min=8, metavar="N", help="Tokens of a sentence.")] = None,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that make batches ahead, for a device that would wait.")] = 0,
     seed: _Seed = 0, device: _Device = "cpu",
 ) -> None:
     """Pretrain a model by masked language modelling.
@@ -382,7 +383,7 @@ def _pretrain(
         results = _pretrain_world(recipe or "base", settings, checkpoint, output)
     else:
         _check_model(init)
-        results = _pretrain_corpus(_read_corpus(corpus), init, settings, checkpoint, output, device)
+        results = _pretrain_corpus(_read_corpus(corpus), init, settings, checkpoint, output, device, workers)
     checkpoint.unlink()  # only now: the model is safe
     _report(results)
 
