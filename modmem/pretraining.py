@@ -5,8 +5,11 @@
 # %% ../nbs/2_data/04_pretraining.ipynb #imports
 from __future__ import annotations
 
+import gzip
 import hashlib
-from collections.abc import Sequence
+import lzma
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +23,26 @@ from .finetuning import BatchOrder, keyed_generator, learning_rate_at, slot_loss
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
 
 # %% auto #0
-__all__ = ['reinitialize', 'PretrainingConfig', 'pretrain']
+__all__ = ['read_sentences', 'reinitialize', 'PretrainingConfig', 'pretrain']
+
+# %% ../nbs/2_data/04_pretraining.ipynb #read-sentences
+def read_sentences(
+    path: str | Path,  # UTF-8 text, a sentence a line; perhaps packed, as .xz or .gz
+) -> list[str]:  # without empty lines
+    "Read the sentences of a text file; `DataError` names the line."
+    sentences, line = [], 0
+    try:
+        with {".xz": lzma.open, ".gz": gzip.open}.get(Path(path).suffix, open)(path, "rb") as lines:
+            for line, raw in enumerate(lines, start=1):
+                if text := raw.decode("utf-8").strip():
+                    sentences.append(text)
+    except UnicodeDecodeError as error:
+        raise DataError(f"expected UTF-8 text, found byte {error.object[error.start]:#04x}", path, line) from None
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        raise DataError(f"cannot be unpacked, {error}", path, line + 1) from None
+    if not sentences:
+        raise DataError("expected a sentence a line, found none", path)
+    return sentences
 
 # %% ../nbs/2_data/04_pretraining.ipynb #encode-sentences
 _AT_ONCE = 10_000  # sentences that are tokenized together
@@ -141,6 +163,7 @@ def pretrain(
     config: PretrainingConfig = PretrainingConfig(),
     checkpoint: str | Path | None = None,  # file to keep the run's state in; yours to remove when the result is safe
     workers: int = 0,  # processes that make batches ahead
+    watch: Callable[[int, MaskedLM], None] = lambda done, trained: None,  # called every `checkpoint_every` steps and after the last
 ) -> tuple[MaskedLM, list[float]]:  # the trained copy, and the loss of each step of this call
     "Train a copy of a model by masked language modelling; resumes from `checkpoint`."
     trained = copy_with_own(masked_lm)
@@ -156,8 +179,11 @@ def pretrain(
         return slot_loss(trained, next(batches).to(trained.device))
 
     def after_step(done: int) -> None:
-        if checkpoint is not None and (done % config.checkpoint_every == 0 or done == config.steps):
+        if done % config.checkpoint_every and done != config.steps:
+            return
+        if checkpoint is not None:
             _save_progress(checkpoint, trained, optimizer, done, settings)
+        watch(done, trained)
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]
     losses = train_steps(
