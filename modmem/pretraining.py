@@ -141,6 +141,8 @@ class PretrainingConfig:
             check_whole(name, getattr(self, name))
         if not 0 < self.mask_probability < 1:
             raise ValueError(f"mask_probability must lie between 0 and 1, not {self.mask_probability!r}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a share from 0 to below 1, not {self.dropout!r}")
 
 # %% ../nbs/2_data/04_pretraining.ipynb #batches
 class _Batches:
