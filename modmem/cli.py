@@ -222,7 +222,8 @@ def _read_record(path: Path) -> dict:
     return load_record(path, "edit", _EDIT_RECORD, with_tensors=False)[1]
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-model
-_FAMILIES = ("bert", "albert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
+_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "mpnet", "deberta-v2", "modernbert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
 def _check_model(model: str) -> dict:
@@ -237,7 +238,7 @@ def _check_model(model: str) -> dict:
     needed = {
         "a model's folder, with a config.json": path.name in names,
         "weights in *.safetensors": weights,
-        "a tokenizer: tokenizer.json, vocab.txt or spiece.model": names & {"tokenizer.json", "vocab.txt", "spiece.model"},
+        f"a tokenizer: {', '.join(_TOKENIZERS)}": names & set(_TOKENIZERS),
     }
     for what in (what for what, found in needed.items() if not found):
         raise DataError(f"expected {what}", folder)
@@ -245,8 +246,10 @@ def _check_model(model: str) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"expected one JSON object, {error}", path) from None
-    if not isinstance(config, dict) or config.get("model_type") not in _FAMILIES:
-        raise DataError(f"expected a model of type {' or '.join(_FAMILIES)}", path, field="model_type")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise DataError(f"expected a model of type {', '.join(_FAMILIES)}", path, field="model_type")
+    if config["model_type"] not in _FAMILIES:
+        _lazy.masked_lm.load_masked_lm(model)  # refuses it, and says where its blocks may be
     for path in weights:
         _check_tensors(path)
     return config
