@@ -14,7 +14,8 @@ import torch
 from .facts import MASK, Benchmark, Evidence
 
 # %% auto #0
-__all__ = ['EncodedEvidence', 'encode_evidence', 'MaskedBatch', 'make_batch', 'bucket_by_length', 'keep_answerable']
+__all__ = ['EncodedEvidence', 'encode_evidence', 'MaskedBatch', 'make_batch', 'bucket_by_length', 'keep_answerable', 'find_seen',
+           'keep_unseen']
 
 # %% ../nbs/1_method/13_batches.ipynb #encoded-evidence
 @dataclass(frozen=True, slots=True)
@@ -135,3 +136,32 @@ def keep_answerable(tokenizer, benchmark: Benchmark, max_pieces: int = 20) -> Be
     facts = tuple(fact for fact in benchmark.facts if fact.object in good)
     train, test = (tuple(sentence for sentence in side if sentence.fact.object in good) for side in (benchmark.train, benchmark.test))
     return replace(benchmark, facts=facts, train=train, test=test)
+
+# %% ../nbs/1_method/13_batches.ipynb #read-in-parts
+def _read_in_parts(tokenizer, evidence: Sequence[Evidence], size: int = 4096) -> Iterator[list[int]]:
+    "The token ids of each evidence, uncut; so many evidences are tokenized at a time."
+    for start in range(0, len(evidence), size):
+        for before, labels, after in _pieces_around(tokenizer, [_split(sentence) for sentence in evidence[start : start + size]]):
+            yield [*before, *[tokenizer.mask_token_id] * len(labels), *after]
+
+# %% ../nbs/1_method/13_batches.ipynb #keep-unseen
+def find_seen(
+    tokenizer,
+    train: Sequence[Evidence],
+    test: Sequence[Evidence],
+) -> dict[int, int]:  # position in `test` -> position in `train`
+    "Find the test evidence that this tokenizer cannot tell from training evidence: same pieces, same slots."
+    asked, seen = {}, {}
+    for position, read in enumerate(_read_in_parts(tokenizer, test)):
+        asked.setdefault(tuple(read), []).append(position)
+    for position, read in enumerate(_read_in_parts(tokenizer, train)):
+        for question in asked.pop(tuple(read), ()):
+            seen[question] = position
+    return seen
+
+
+def keep_unseen(tokenizer, benchmark: Benchmark) -> Benchmark:
+    "Leave out the test questions that this tokenizer cannot tell from training evidence."
+    seen = find_seen(tokenizer, benchmark.train, benchmark.test)
+    test = tuple(question for position, question in enumerate(benchmark.test) if position not in seen)
+    return replace(benchmark, test=test) if seen else benchmark

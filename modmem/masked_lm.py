@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -234,7 +235,7 @@ def predict_pieces(
                 answers[position] = ranked
     return answers
 
-# %% ../nbs/1_method/14_masked_lm.ipynb #read-model
+# %% ../nbs/1_method/14_masked_lm.ipynb #quiet-transformers
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     "Keep transformers from printing reports and bars while it loads or saves."
@@ -250,16 +251,27 @@ def _quiet_transformers() -> Iterator[None]:
         if bars:
             logging.enable_progress_bar()
 
+# %% ../nbs/1_method/14_masked_lm.ipynb #read-family
+def _find_architecture(config, source: str | Path) -> Architecture:
+    "Look up the family of a configuration; refuse an unknown one."
+    from transformers import AutoModelForMaskedLM
+
+    empty = None
+    if config.model_type not in ARCHITECTURES:
+        with contextlib.suppress(Exception), torch.device("meta"):  # shapes without weights; not every family has a masked LM
+            empty = AutoModelForMaskedLM.from_config(config)
+    try:
+        return find_architecture(config.model_type, empty)
+    except ValueError as error:
+        path = Path(source) / "config.json" if Path(source).is_dir() else source
+        raise DataError(str(error), path, field="model_type") from None
+
 
 def _read_model(source: str | Path) -> tuple:
     "What transformers makes of a folder or hub id: the model, a report on its weights, the tokenizer."
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-    config, empty = AutoConfig.from_pretrained(source), None
-    if config.model_type not in ARCHITECTURES:
-        with contextlib.suppress(Exception), torch.device("meta"):  # shapes without weights; not every family has a masked LM
-            empty = AutoModelForMaskedLM.from_config(config)
-    code = find_architecture(config.model_type, empty).attention_code
+    code = _find_architecture(AutoConfig.from_pretrained(source), source).attention_code
     options = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": code, "output_loading_info": True}
     return *AutoModelForMaskedLM.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source)
 
@@ -275,6 +287,52 @@ def _check_weights(model: nn.Module, missing: set[str], unexpected: set[str], so
     if missing:
         warnings.warn(f"{source}: no masked-LM head found; made a fresh one, tied to the word embeddings", stacklevel=3)
 
+# %% ../nbs/1_method/14_masked_lm.ipynb #check-tokenizer
+def _check_finite(model: nn.Module, source: str | Path) -> None:
+    "Refuse weights that are not numbers."
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise DataError(f"expected finite weights, {name} has values that are nan or infinite", source)
+
+
+def _count_lost_capitals(tokenizer) -> int:
+    "How many pieces have capitals, if the tokenizer lower-cases what it reads; else 0."
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    if normalizer is None or normalizer.normalize_str("A") == "A":
+        return 0
+    return sum(piece != piece.lower() for piece in tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys())
+
+
+def _check_tokenizer(model: nn.Module, tokenizer, source: str | Path) -> None:
+    "Refuse a tokenizer that the model cannot read from; warn of one that lower-cases a cased vocabulary."
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise DataError("no tokenizer found there", source)
+    for name in ("mask_token", "pad_token", "cls_token", "sep_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise DataError(f"expected a tokenizer with a {name}, this one declares none", source)
+    pieces, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    if pieces > rows:
+        raise DataError(f"the tokenizer has {pieces} pieces, the model's vocabulary {rows}", source)
+    lost = _count_lost_capitals(tokenizer)
+    if lost > pieces / 100:
+        cure = 'if the model is cased, set "do_lower_case": false in tokenizer_config.json'
+        warnings.warn(f"{source}: the tokenizer lower-cases, but {lost} of its {pieces} pieces have capitals; {cure}", stacklevel=3)
+
+# %% ../nbs/1_method/14_masked_lm.ipynb #explain
+def _explain(error: Exception) -> str:
+    "Say in one line why a model could not be loaded."
+    missing = [package for package in ("sentencepiece", "google.protobuf") if not _is_there(package)]
+    text = str(error).strip() or type(error).__name__
+    if missing and re.search("tiktoken|sentencepiece|protobuf", text, re.IGNORECASE):
+        return "to read a SentencePiece file takes two packages: pip install sentencepiece protobuf"
+    return text.splitlines()[0]
+
+
+def _is_there(package: str) -> bool:
+    with contextlib.suppress(ImportError):
+        return find_spec(package) is not None
+    return False
+
 # %% ../nbs/1_method/14_masked_lm.ipynb #load-masked-lm
 def load_masked_lm(
     name_or_directory: str | Path,  # "synthetic", a folder, or a hub id
@@ -289,11 +347,11 @@ def load_masked_lm(
         except DataError:
             raise
         except Exception as error:  # transformers, tokenizers and safetensors raise nearly anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = _explain(error)
             raise DataError(f"no usable model found there: {reason}", source) from None
     _check_weights(model, report["missing_keys"], report["unexpected_keys"], source)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise DataError("no tokenizer found there", source)
+    _check_tokenizer(model, tokenizer, source)
+    _check_finite(model, source)
     return MaskedLM(model.to(device), tokenizer)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #save-masked-lm
