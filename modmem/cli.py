@@ -119,6 +119,9 @@ def main(
     arguments = _join_parameters(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError):  # a stream of a caller's own
+                stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack letters of an answer
         try:
             with typer.main.get_command(_app).make_context("modmem", arguments) as context:
                 context.command.invoke(context)
@@ -314,10 +317,14 @@ def _load(model: str, device: str) -> MaskedLM:
 
 
 def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
-    "Leave out facts that the tokenizer cannot say, and say how many."
+    "Leave out facts that the tokenizer cannot say, and questions that it cannot tell from training evidence; say how many."
     kept = _lazy.batches.keep_answerable(masked_lm.tokenizer, benchmark)
     if len(kept.facts) < len(benchmark.facts):
         _say(f"left out {len(benchmark.facts) - len(kept.facts)} facts with an object that this tokenizer cannot say in 20 pieces")
+    unseen = _lazy.batches.keep_unseen(masked_lm.tokenizer, kept)
+    if len(unseen.test) < len(kept.test):
+        _say(f"left out {len(kept.test) - len(unseen.test)} test questions that to this tokenizer are training evidence")
+        kept = unseen
     if not kept.train or not kept.test:
         raise DataError("expected facts to train on and to test with, there are none left", benchmark.name)
     return kept
@@ -440,13 +447,14 @@ def _check_blocks(blocks: int | list[int] | str, num_blocks: int) -> None:
         _require(index < num_blocks, f"Invalid value for '--blocks': expected indices from 0 to {num_blocks - 1}, found {index}")
 
 
-def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
-    "Refuse new objects that the tokenizer cannot say."
+def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
+    "Refuse new objects that the tokenizer cannot say, and sentences that it cannot tell apart."
     facts = tuple(edits.modified_facts.values())
     kept = set(_lazy.batches.keep_answerable(masked_lm.tokenizer, _lazy.facts.Benchmark(facts, (), ())).facts)
     for fact, (line, _) in zip(facts, read_jsonl(path)):
         if fact not in kept:
             raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, line, "new_object")
+    _lazy.edits.check_phrasings(masked_lm, edits, path)
 
 # %% ../nbs/6_commands/04_cli.ipynb #edit-parts
 def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Edit:
@@ -505,7 +513,7 @@ def _edit(
     _check_blocks(blocks, _check_model(model).get("num_hidden_layers", math.inf))
     modified = _lazy.edits.read_edits(edits)
     masked_lm = _load(model, device)
-    _check_objects(masked_lm, modified, edits)
+    _check_edits(masked_lm, modified, edits)
     settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps}
     edit = _make_edit(masked_lm, modified, settings | {"batch_size": batch_size, "seed": seed})
     results = _answer_edits({"before": masked_lm, "after": _apply(masked_lm, edit, output)}, modified)
@@ -559,7 +567,7 @@ def _evaluate(
     if edit is not None:
         models["after"] = _apply(models["before"], _lazy.editor.Edit.load(edit), edit)
     if edits is not None:
-        _check_objects(models["before"], data, edits)
+        _check_edits(models["before"], data, edits)
         _report(_answer_edits(models, data), as_json)
     else:
         _report(_score_benchmark(models, record, _keep_answerable(models["before"], data)), as_json)
@@ -644,7 +652,23 @@ def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options
         raise _UsageError(str(error)) from None
 
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce-needs
-def _check_needs(artefacts: Sequence, device: str, engine: str) -> None:
+def _answers(scheduler: str) -> bool:
+    "Whether a Dask scheduler answers at an address, within five seconds."
+    import asyncio
+
+    from distributed.comm import connect
+
+    async def ask() -> None:
+        await (await connect(scheduler, timeout=5)).close()
+
+    try:
+        asyncio.run(ask())
+    except (OSError, ValueError):  # nobody there, or no address
+        return False
+    return True
+
+
+def _check_needs(artefacts: Sequence, device: str, engine: str, scheduler: str) -> None:
     "Refuse rows that could only fail: their dataset has no place, or this machine no such device."
     for artefact in artefacts:
         for name in ("trex", "zsre"):
@@ -654,6 +678,7 @@ def _check_needs(artefacts: Sequence, device: str, engine: str) -> None:
         _check_device(device)
     else:
         _require(find_spec("distributed"), "--engine dask needs two more packages: pip install 'modmem[cluster]'")
+        _require(_answers(scheduler), f"no Dask scheduler answers at {scheduler}")
 
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce-parts
 def _count_rows(table: Any) -> str:
@@ -734,7 +759,7 @@ def _reproduce(
     artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, options)
     if looks:
         return _look(artefacts, store, rows, looks[0], as_json)
-    _check_needs(artefacts, device, engine)
+    _check_needs(artefacts, device, engine, scheduler)
     work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None, "retries": retries, "row_timeout": row_timeout}
     with _stoppable():
         _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)

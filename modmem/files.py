@@ -49,6 +49,15 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     if value not in list(choices):
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
 
+# %% ../nbs/1_method/00_files.ipynb #unique-keys
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    "Make a JSON object whose keys are all different."
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"but the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return record
+
 # %% ../nbs/1_method/00_files.ipynb #read-jsonl
 def read_jsonl(
     path: str | Path,  # a UTF-8 file with one JSON object a line
@@ -60,13 +69,13 @@ def read_jsonl(
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             try:
-                text = raw.decode("utf-8")
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors put a mark before the text
             except UnicodeDecodeError as error:
                 raise DataError(f"expected UTF-8 text, found byte {raw[error.start]:#04x}", path, number) from None
             if not text.strip():
                 continue
             try:
-                record = json.loads(text)
+                record = json.loads(text, object_pairs_hook=_unique)
             except (ValueError, RecursionError) as error:  # cut, nested too deep, or a number of too many digits
                 raise DataError(f"expected one JSON object, {error}", path, number) from None
             if not isinstance(record, dict):
