@@ -111,6 +111,13 @@ def _stoppable() -> Iterator[None]:
         if in_charge:
             signal.signal(signal.SIGTERM, before)
 
+# %% ../nbs/6_commands/04_cli.ipynb #escape-unprintable
+def _escape_unprintable() -> None:
+    "Let letters that a terminal's encoding lacks come out as their codes."
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stream of a caller's own
+            stream.reconfigure(errors="backslashreplace")
+
 # %% ../nbs/6_commands/04_cli.ipynb #main
 def main(
     arguments: Sequence[str] | None = None,  # without the program's name; None: those of the process
@@ -119,9 +126,7 @@ def main(
     arguments = _join_parameters(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError):  # a stream of a caller's own
-                stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack letters of an answer
+        _escape_unprintable()
         try:
             with typer.main.get_command(_app).make_context("modmem", arguments) as context:
                 context.command.invoke(context)
