@@ -59,9 +59,16 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _escape_unprintable() -> None:
+    "Let letters that a terminal's encoding lacks come out as their codes."
+    with contextlib.suppress(AttributeError):  # a stream of a caller's own
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 @_app.callback()
 def _modmem(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False) -> None:
     "Modify facts in masked language models, and little else."
+    _escape_unprintable()
 
 
 def _require(fulfilled: bool, otherwise: str) -> None:
@@ -111,13 +118,6 @@ def _stoppable() -> Iterator[None]:
         if in_charge:
             signal.signal(signal.SIGTERM, before)
 
-# %% ../nbs/6_commands/04_cli.ipynb #escape-unprintable
-def _escape_unprintable() -> None:
-    "Let letters that a terminal's encoding lacks come out as their codes."
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a stream of a caller's own
-            stream.reconfigure(errors="backslashreplace")
-
 # %% ../nbs/6_commands/04_cli.ipynb #main
 def main(
     arguments: Sequence[str] | None = None,  # without the program's name; None: those of the process
@@ -126,7 +126,6 @@ def main(
     arguments = _join_parameters(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
-        _escape_unprintable()
         try:
             with typer.main.get_command(_app).make_context("modmem", arguments) as context:
                 context.command.invoke(context)
