@@ -145,17 +145,25 @@ def write_folder_atomically(
         shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/1_method/00_files.ipynb #save-record
+_MOST_IN_HEADER = 1 << 20  # characters of a record; a header takes 100 MB at most
+_RECORD = "modmem.record"  # the entry that holds a longer one
+
+
 def save_record(
     path: str | Path, tensors: Mapping[str, torch.Tensor],
     kind: str,  # what the file holds, such as "edit"
     record: Mapping,  # plain JSON
 ) -> None:
-    "Write one safetensors file with tensors and, in its header, their record."
+    "Write one safetensors file with tensors and their record: in the header, or as an entry of bytes if it is long."
+    import torch
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(record, sort_keys=True)
+    if len(text) > _MOST_IN_HEADER:
+        plain[_RECORD], text = torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8), _RECORD
     with write_atomically(path) as temporary:
-        save_file(plain, temporary, metadata={f"modmem_{kind}": json.dumps(record, sort_keys=True)})
+        save_file(plain, temporary, metadata={f"modmem_{kind}": text})
 
 # %% ../nbs/1_method/00_files.ipynb #load-record
 def load_record(
@@ -165,19 +173,21 @@ def load_record(
     with_tensors: bool = True,  # or the record alone, which needs no torch
 ) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, mapped from the file, or none; the record
     "Read what `save_record` wrote; `DataError` if it is something else."
+    import numpy as np
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise DataError("no such file", path)
     try:
         with safe_open(path, framework="pt" if with_tensors else "np") as saved:
-            record = json.loads((saved.metadata() or {})[f"modmem_{kind}"])
+            text = (saved.metadata() or {})[f"modmem_{kind}"]
+            record = json.loads(np.asarray(saved.get_tensor(_RECORD)).tobytes() if text == _RECORD else text)
             if not isinstance(record, dict) or not needed <= record.keys():
                 raise DataError(f"expected the record of modmem's {kind}, found an incomplete one", path)
-            return {name: saved.get_tensor(name) for name in saved.keys() if with_tensors}, record
+            return {name: saved.get_tensor(name) for name in saved.keys() if with_tensors and name != _RECORD}, record
     except SafetensorError as error:
         raise DataError(f"expected a safetensors file: {error}", path) from None
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, json.JSONDecodeError, UnicodeDecodeError):
         raise DataError(f"expected the record of modmem's {kind} in the header, found none that can be read", path) from None
 
 # %% ../nbs/1_method/00_files.ipynb #exclusively
