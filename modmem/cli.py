@@ -190,6 +190,7 @@ _Zsre = Annotated[Path | None, typer.Option("--zsre", metavar="FILE", help="zsRE
 _Synthetic = Annotated[bool, typer.Option("--synthetic", help="The synthetic world.")]
 _Download = Annotated[bool, typer.Option("--download", help="Fetch the official data first: into DIR, or as FILE.")]
 _Relations = Annotated[str | None, typer.Option("--relations", metavar="P19,P20", help="Of T-REx, these relations only.")]
+_Lenient = Annotated[bool, typer.Option("--lenient", help="Leave out what is bad in a dataset, and count it, instead of stopping.")]
 _Folder = Annotated[Path, typer.Option("--output", metavar="DIR", file_okay=False, help="New folder for the model.")]
 _Rate = Annotated[float | None, typer.Option("--learning-rate", parser=_finite, metavar="NUMBER", help="Highest learning rate.")]
 _Steps = Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Optimizer steps.")]
@@ -212,9 +213,6 @@ def _check_output(path: Path) -> None:
         raise DataError(f"cannot be written, {error.strerror}", path) from None
 
 
-_EDIT_RECORD = frozenset({"base_hash", "edited_hash", "config", "outcome", "evidence"})
-
-
 def _check_tensors(path: Path) -> None:
     "Refuse what is no safetensors file, or was cut."
     from safetensors import SafetensorError, safe_open
@@ -222,11 +220,22 @@ def _check_tensors(path: Path) -> None:
     try:
         safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
-        raise DataError(f"expected a safetensors file: {error}", path) from None
+        pointer = path.stat().st_size < 1000 and b"git-lfs" in path.read_bytes()
+        raise DataError(f"expected a safetensors file: {'this is a Git LFS pointer to it, git lfs pull fetches it' if pointer else error}", path) from None
 
 
-def _read_record(path: Path) -> dict:
-    return load_record(path, "edit", _EDIT_RECORD, with_tensors=False)[1]
+def _check_parts(folder: Path) -> None:
+    "Refuse a folder that lacks what a model is made of."
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if name.endswith(".bin")]
+    cure = f", not in {pickles[0]} alone; whoever trusts that file can load it with transformers, and save_pretrained" if pickles else ""
+    needed = {
+        "a model's folder, with a config.json": "config.json" in names,
+        f"weights in *.safetensors{cure}": any(name.endswith(".safetensors") for name in names),
+        f"a tokenizer: {', '.join(_TOKENIZERS)}": set(names) & set(_TOKENIZERS),
+    }
+    for what in (what for what, found in needed.items() if not found):
+        raise DataError(f"expected {what}", folder)
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-model
 _FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "mpnet", "deberta-v2", "modernbert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
@@ -241,14 +250,8 @@ def _check_model(model: str) -> dict:
         if a_path or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
             raise DataError("no such model; expected 'synthetic', a folder, or a hub id", model)
         return {}
-    path, weights, names = folder / "config.json", sorted(folder.glob("*.safetensors")), {path.name for path in folder.iterdir()}
-    needed = {
-        "a model's folder, with a config.json": path.name in names,
-        "weights in *.safetensors": weights,
-        f"a tokenizer: {', '.join(_TOKENIZERS)}": names & set(_TOKENIZERS),
-    }
-    for what in (what for what, found in needed.items() if not found):
-        raise DataError(f"expected {what}", folder)
+    _check_parts(folder)
+    path, weights = folder / "config.json", sorted(folder.glob("*.safetensors"))
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -257,13 +260,21 @@ def _check_model(model: str) -> dict:
         raise DataError(f"expected a model of type {', '.join(_FAMILIES)}", path, field="model_type")
     if config["model_type"] not in _FAMILIES:
         _lazy.masked_lm.load_masked_lm(model)  # refuses it, and says where its blocks may be
-    for path in weights:
-        _check_tensors(path)
+    single = folder / "model.safetensors"
+    for weight_file in [single] if single in weights else weights:  # others are not read
+        _check_tensors(weight_file)
     return config
 
 # %% ../nbs/6_commands/04_cli.ipynb #read-source
+def _read_trex(directory: Path, relations: str | None, **options) -> Benchmark:
+    "Read T-REx from LAMA's data folder, or from one that has it where its zip file, or a download, puts it."
+    places = (directory, directory / "data", directory / "LAMA" / "data")
+    folder = next((place for place in places if (place / "relations.jsonl").exists()), directory)
+    return _lazy.trex.load_trex(folder, relations and re.split(r"[,\s]+", relations.strip(", ")), **options)
+
+
 def _read_source(
-    trex: Path | None, zsre: Path | None, synthetic: bool, download: bool, relations: str | None, keep_duplicates: bool = False
+    trex: Path | None, zsre: Path | None, synthetic: bool, download: bool, relations: str | None, keep_duplicates: bool = False, lenient: bool = False
 ) -> Benchmark:
     "Read the one dataset that the options name."
     _require((trex is not None) + (zsre is not None) + synthetic == 1, "expected exactly one of --trex DIR, --zsre FILE and --synthetic")
@@ -273,11 +284,14 @@ def _read_source(
         _lazy.download.download_trex(trex, _lazy.download.TREX_URL) if trex is not None else _lazy.download.download(_lazy.download.ZSRE_URL, zsre, b"{")
     if synthetic:
         return _lazy.world.make_world()
-    if zsre is not None:
-        return _lazy.zsre.load_zsre(zsre)
-    unpacked = trex / "LAMA" / "data"  # where a download puts it
-    folder = unpacked if unpacked.is_dir() and not (trex / "relations.jsonl").exists() else trex
-    return _lazy.trex.load_trex(folder, relations and relations.split(","), keep_duplicates=keep_duplicates)
+    on_error = "skip" if lenient else "raise"
+    try:
+        if zsre is not None:
+            return _lazy.zsre.load_zsre(zsre, on_error=on_error)
+        return _read_trex(trex, relations, keep_duplicates=keep_duplicates, on_error=on_error)
+    except DataError as error:
+        _require(not error.skippable, f"{error} (--lenient leaves it out)")
+        raise
 
 # %% ../nbs/6_commands/04_cli.ipynb #report
 def _to_json(results: Mapping, **options) -> str:
@@ -336,10 +350,11 @@ def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
 # %% ../nbs/6_commands/04_cli.ipynb #statistics
 @_app.command("statistics")
 def _statistics(
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
+    lenient: _Lenient = False,
 ) -> None:
     "Count a dataset's facts and questions, as in Table 1."
-    typer.echo(_lazy.facts.benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True)).to_string())
+    typer.echo(_lazy.facts.benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True, lenient=lenient)).to_string())
 
 # %% ../nbs/6_commands/04_cli.ipynb #read-corpus
 def _read_corpus(path: Path) -> list[str]:
@@ -418,7 +433,7 @@ def _finetune_and_save(masked_lm: MaskedLM, benchmark: Benchmark, settings: dict
 @_app.command("finetune")
 def _finetune(
     model: _Model, output: _Folder,
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None, lenient: _Lenient = False,
     steps: _Steps = None,
     epochs: Annotated[float | None, typer.Option(parser=_finite, metavar="NUMBER", help="Passes over the evidence.")] = None,
     batch_size: _BatchSize = 64, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
@@ -430,13 +445,20 @@ def _finetune(
     _require(steps is None or epochs is None, "expected either --steps or --epochs")
     _check_output(output)
     _check_model(model)
-    benchmark = _read_source(trex, zsre, synthetic, download, relations)
+    benchmark = _read_source(trex, zsre, synthetic, download, relations, lenient=lenient)
     masked_lm = _load(model, device)
     benchmark = _keep_answerable(masked_lm, benchmark)
     settings = {"steps": steps if epochs is not None else steps or 500, "epochs": epochs, "batch_size": batch_size}
     _report(_finetune_and_save(masked_lm, benchmark, settings | {"learning_rate": learning_rate, "seed": seed}, output))
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-edits
+_EDIT_RECORD = frozenset({"base_hash", "edited_hash", "config", "outcome", "evidence"})
+
+
+def _read_record(path: Path) -> dict:
+    return load_record(path, "edit", _EDIT_RECORD, with_tensors=False)[1]
+
+
 def _check_replaceable(path: Path) -> None:
     "Refuse to replace a file that is no edit."
     try:
@@ -557,16 +579,17 @@ def _score_benchmark(models: Mapping[str, MaskedLM], record: dict | None, benchm
 def _evaluate(
     model: _Model,
     edits: Annotated[Path | None, typer.Argument(metavar="EDITS.jsonl", help="A list of edits, in place of a dataset.")] = None,
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None, lenient: _Lenient = False,
     edit: Annotated[Path | None, typer.Option(metavar="edit.safetensors", exists=True, dir_okay=False, help="An edit of MODEL, to compare with it.")] = None,
     as_json: _Json = False, device: _Device = "cpu",
 ) -> None:
     "Measure what a model answers, and what an edit of it changes."
     a_dataset = trex is not None or zsre is not None or synthetic
+    _require(edits is None or not lenient, "--lenient goes with a dataset")
     _require(edits is None or not a_dataset, "expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
     _check_model(model)
     record = None if edit is None else _read_record(edit)
-    data = _read_source(trex, zsre, synthetic, download, relations) if edits is None else _lazy.edits.read_edits(edits)
+    data = _read_source(trex, zsre, synthetic, download, relations, lenient=lenient) if edits is None else _lazy.edits.read_edits(edits)
     models = {"before": _load(model, device)}
     if edit is not None:
         models["after"] = _apply(models["before"], _lazy.editor.Edit.load(edit), edit)

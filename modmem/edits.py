@@ -70,7 +70,7 @@ def _plain(text: str) -> str:
 
 
 def _check_sentences(sides: dict[str, list[tuple[int, Evidence]]], path: str | Path) -> None:
-    "Refuse sentences with two answers and tests that are trained on; warn of answers given away."
+    "Refuse sentences with two answers and tests that are trained on."
     seen = {}
     for side, line, evidence in ((side, *place) for side, places in sides.items() for place in places):
         text, object = evidence.text, evidence.fact.object
@@ -79,8 +79,18 @@ def _check_sentences(sides: dict[str, list[tuple[int, Evidence]]], path: str | P
             raise DataError(f"expected a phrasing that is not trained on, {text!r} is evidence on line {first}", path, line, side)
         if answer != object:
             raise DataError(f"expected one answer to {text!r}, found {object!r}, and {answer!r} on line {first}", path, line, side)
+
+
+def _warn(sides: dict[str, list[tuple[int, Evidence]]], path: str | Path) -> None:
+    "Warn of answers given away, and of subjects that no evidence names."
+    for side, line, evidence in ((side, *place) for side, places in sides.items() for place in places):
+        text, answer = evidence.text, evidence.fact.object
         if re.search(rf"(?<!\w){re.escape(_plain(answer).casefold())}(?!\w)", _plain(text.replace(MASK, " ")).casefold()):
             warnings.warn(f"{path}:{line}: field {side!r}: {text!r} contains its own answer, {answer!r}", stacklevel=3)
+    subjects = {line: evidence.fact.subject for line, evidence in sides["evidence"]}
+    named = {line for line, evidence in sides["evidence"] if evidence.fact.subject.casefold() in evidence.text.casefold()}
+    for line in sorted(subjects.keys() - named):
+        warnings.warn(f"{path}:{line}: field 'subject': {subjects[line]!r} is in none of the evidence", stacklevel=3)
 
 # %% ../nbs/2_data/03_edits.ipynb #read-edits
 def read_edits(
@@ -99,6 +109,7 @@ def read_edits(
     if not lines:
         raise DataError("expected at least one edit", path)
     _check_sentences(sides, path)
+    _warn(sides, path)
     train, test = (tuple(evidence for _, evidence in side) for side in sides.values())
     return ModifiedBenchmark(modified_facts, train, (), test, (), skipped={}, majority_share=math.nan)
 

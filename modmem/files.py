@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ class DataError(ValueError):
         field: str | None = None,  # key within the line
     ):
         place = str(path) if line is None else f"{path}:{line}"
+        self.skippable = False  # whether the reader could have left it out
+        self.kind = re.sub(r"\[\d+\]", "", ": ".join([*([f"field {field!r}"] if field else []), expected.partition(",")[0]]))
         super().__init__(": ".join([place, *([f"field {field!r}"] if field else []), expected]))
 
 # %% ../nbs/1_method/00_files.ipynb #check-whole
@@ -58,9 +61,27 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict:
         raise ValueError(f"but the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
     return record
 
+# %% ../nbs/1_method/00_files.ipynb #read-line
+def _read_line(raw: bytes, path: Path, number: int) -> dict | None:
+    "Read one line of JSON lines; nothing if it is empty."
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors put a mark before the text
+    except UnicodeDecodeError as error:
+        raise DataError(f"expected UTF-8 text, found byte {raw[error.start]:#04x}", path, number) from None
+    if not text.strip():
+        return None
+    try:
+        record = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # cut, nested too deep, or a number of too many digits
+        raise DataError(f"expected one JSON object, {error}", path, number) from None
+    if not isinstance(record, dict):
+        raise DataError(f"expected one JSON object, found {type(record).__name__}", path, number)
+    return record
+
 # %% ../nbs/1_method/00_files.ipynb #read-jsonl
 def read_jsonl(
     path: str | Path,  # a UTF-8 file with one JSON object a line
+    attempt: Callable[[], AbstractContextManager] = nullcontext,  # each line is read within it: a `LeftOut` swallows errors
 ) -> Iterator[tuple[int, dict]]:  # line number from 1, object; empty lines are skipped
     "Read a JSON-lines file; `DataError` names the line that is not a JSON object."
     path = Path(path)
@@ -68,19 +89,11 @@ def read_jsonl(
         raise DataError("no such file", path)
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors put a mark before the text
-            except UnicodeDecodeError as error:
-                raise DataError(f"expected UTF-8 text, found byte {raw[error.start]:#04x}", path, number) from None
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text, object_pairs_hook=_unique)
-            except (ValueError, RecursionError) as error:  # cut, nested too deep, or a number of too many digits
-                raise DataError(f"expected one JSON object, {error}", path, number) from None
-            if not isinstance(record, dict):
-                raise DataError(f"expected one JSON object, found {type(record).__name__}", path, number)
-            yield number, record
+            record = None
+            with attempt():
+                record = _read_line(raw, path, number)
+            if record is not None:
+                yield number, record
 
 # %% ../nbs/1_method/00_files.ipynb #get-field
 def get_field(

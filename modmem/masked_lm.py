@@ -253,17 +253,20 @@ def _quiet_transformers() -> Iterator[None]:
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #read-family
 def _find_architecture(config, source: str | Path) -> Architecture:
-    "Look up the family of a configuration; refuse an unknown one."
+    "Look up the family of a configuration; refuse an unknown one, and models of a known name that are something else."
     from transformers import AutoModelForMaskedLM
 
-    empty = None
+    empty, path = None, Path(source) / "config.json" if Path(source).is_dir() else source
+    if "AutoModelForMaskedLM" in (getattr(config, "auto_map", None) or {}):
+        raise DataError("expected a model that transformers has, this one brings code of its own", path, field="auto_map")
+    if (kind := getattr(config, "position_embedding_type", None)) not in (None, "absolute"):
+        raise DataError(f"expected absolute positions, found {kind!r}", path, field="position_embedding_type")
     if config.model_type not in ARCHITECTURES:
         with contextlib.suppress(Exception), torch.device("meta"):  # shapes without weights; not every family has a masked LM
             empty = AutoModelForMaskedLM.from_config(config)
     try:
         return find_architecture(config.model_type, empty)
     except ValueError as error:
-        path = Path(source) / "config.json" if Path(source).is_dir() else source
         raise DataError(str(error), path, field="model_type") from None
 
 
@@ -283,7 +286,7 @@ def _check_weights(model: nn.Module, missing: set[str], unexpected: set[str], so
         raise DataError(f"the weights lack {len(encoder)} tensors of the encoder, {encoder[0]} among them", source)
     surplus = sorted(key for key in unexpected if re.search(r"(^|\.)(layers?|albert_layers)\.\d+\.", key))
     if surplus:
-        raise DataError(f"the weights have blocks that the configuration lacks, {surplus[0]} among them", source)
+        raise DataError(f"the weights have more in their blocks than the configuration says, {surplus[0]} among them", source)
     if missing:
         warnings.warn(f"{source}: no masked-LM head found; made a fresh one, tied to the word embeddings", stacklevel=3)
 

@@ -66,7 +66,7 @@ def test_an_id_is_kept_and_tells_namesakes_apart(tmp_path):
 
 
 def test_a_repeated_sentence_counts_once(tmp_path):
-    assert len(read_edits(write(tmp_path, make_line(evidence=["a [MASK]", "b [MASK]", "a [MASK]"]))).modified_train) == 2
+    assert len(read_edits(write(tmp_path, make_line(evidence=["Ada Ash: [MASK]", "b [MASK]", "Ada Ash: [MASK]"]))).modified_train) == 2
 
 
 BAD_LINES = {
@@ -141,25 +141,31 @@ def test_what_is_trained_on_is_no_test(tmp_path, lines):
 def test_a_sentence_with_its_own_answer_is_warned_about(tmp_path, text, leaks):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        read_edits(write(tmp_path, OTHER, make_line(evidence=[text])))
+        read_edits(write(tmp_path, OTHER, make_line(evidence=[text, "Ada Ash is at home in [MASK]."])))
     messages = [str(warning.message).removeprefix(f"{tmp_path}/") for warning in caught]
     assert messages == ([f"edits.jsonl:2: field 'evidence': {text!r} contains its own answer, 'Oslo'"] if leaks else [])
 
 
 def test_capitals_make_two_sentences_until_a_model_says_otherwise(tmp_path):
-    path = write(tmp_path, make_line(evidence=["Turkey is in [MASK]."], test=["turkey is in [MASK]."]))
+    path = write(tmp_path, make_line(subject="Turkey", evidence=["Turkey is in [MASK]."], test=["turkey is in [MASK]."]))
     assert [evidence.text for evidence in read_edits(path).modified_test] == ["turkey is in [MASK]."]
 
 
 @pytest.mark.parametrize("pairs", [[("TCP", "IP/layer"), ("TCP/IP", "layer")], [("a\\", "b/c"), ("a/b", "c")], [("a\\/b", "c"), ("a/b", "c")], [("a\\", "b"), ("a", "\\b")]])
 def test_two_facts_whose_labels_run_together_are_two(tmp_path, pairs):
-    lines = [make_line(subject=subject, relation=relation, evidence=[f"{number} [MASK]"], test=[]) for number, (subject, relation) in enumerate(pairs)]
+    lines = [make_line(subject=subject, relation=relation, evidence=[f"{subject} {number} [MASK]"], test=[]) for number, (subject, relation) in enumerate(pairs)]
     assert len(read_edits(write(tmp_path, *lines)).modified_facts) == 2
 
 
 @pytest.mark.parametrize("key", ["tests", "evidences", "Subject"])
 def test_a_key_that_is_not_read_is_refused(tmp_path, key):
     assert error_of(write(tmp_path, OTHER, make_line(**{key: []}))).startswith(f"edits.jsonl:2: field {key!r}: expected one of subject, relation,")
+
+
+def test_a_subject_that_is_in_no_sentence_is_warned_about(tmp_path):
+    with pytest.warns(UserWarning, match="edits.jsonl:2: field 'subject': 'Ada Ash' is in none of the evidence") as caught:
+        read_edits(write(tmp_path, OTHER, make_line(evidence=["She is from [MASK]."])))
+    assert len(caught) == 1
 
 
 def test_a_key_given_twice_is_refused(tmp_path):

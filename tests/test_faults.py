@@ -135,7 +135,7 @@ SAME = {  # evidence, test that the uncased tokenizer cannot tell from it
 def test_a_test_that_the_model_cannot_tell_from_an_evidence(place, capsys, command, kind):
     build("model")
     evidence, test = SAME[kind]
-    write(LINE | {"evidence": [evidence], "test": [test]})
+    write(LINE | {"subject": evidence.split(" is ")[0], "evidence": [evidence], "test": [test]})
     message = refused(capsys, *command)
     assert message.startswith("modmem: edits.jsonl:1: field 'test': expected a phrasing that is not trained on") and repr(evidence) in message
 
@@ -148,7 +148,7 @@ def test_one_sentence_to_the_model_with_two_answers(place, capsys):
 
 def test_capitals_are_a_difference_to_a_cased_model(place, capsys):
     build("model", cased=True)
-    write(LINE | {"evidence": ["The tower is in [MASK]."], "test": ["the tower is in [MASK]."]})
+    write(LINE | {"subject": "the tower", "evidence": ["The tower is in [MASK]."], "test": ["the tower is in [MASK]."]})
     assert run(capsys, "evaluate", "model", "edits.jsonl")[0] == 0
 
 
@@ -214,3 +214,53 @@ def test_a_sentencepiece_file_without_what_reads_it(place, monkeypatch, lacking)
     with pytest.raises(DataError, match="takes two packages: pip install sentencepiece protobuf$"):
         load_masked_lm("model")
     assert masked_lm
+
+
+def change(**settings):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return change
+
+
+def keep_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def point_to_large_file(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+
+
+def add_relative_keys(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"bert.encoder.layer.0.attention.self.distance_embedding.weight": torch.zeros(3, 8)}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+FOLDERS = {
+    "a pickle alone": (keep_pickle, "expected weights in *.safetensors, not in pytorch_model.bin alone; whoever trusts that file can load it"),
+    "a Git LFS pointer": (point_to_large_file, "model.safetensors: expected a safetensors file: this is a Git LFS pointer to it, git lfs pull fetches it"),
+    "code of its own": (change(auto_map={"AutoModelForMaskedLM": "modeling.Model"}), "config.json: field 'auto_map': expected a model that transformers has"),
+    "alibi": (change(position_embedding_type="alibi"), "config.json: field 'position_embedding_type': expected absolute positions, found 'alibi'"),
+    "relative keys": (change(position_embedding_type="relative_key"), "expected absolute positions, found 'relative_key'"),
+    "relative keys in the weights alone": (add_relative_keys, "the weights have more in their blocks than the configuration says, bert.encoder.layer.0.attention.self.distance_embedding.weight"),
+    "another family": (change(model_type="roformer"), "config.json: field 'model_type': expected a model of type bert, roberta,"),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_that_only_looks_like_a_model_of_ours(place, capsys, kind):
+    build("model")
+    spoil, said = FOLDERS[kind]
+    spoil(place / "model")
+    write(LINE)
+    assert said in refused(capsys, "evaluate", "model", "edits.jsonl")
+
+
+def test_a_broken_file_that_is_not_read_is_no_matter(place, capsys):
+    build("model")
+    (place / "model" / "other.safetensors").write_text("broken")
+    write(LINE)
+    assert run(capsys, "evaluate", "model", "edits.jsonl")[0] == 0
