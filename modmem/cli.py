@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 import modmem
-from .files import DataError, load_record, read_jsonl, write_atomically
+from .files import DataError, load_record, write_atomically
 
 if TYPE_CHECKING:
     from modmem.editor import Edit
@@ -477,9 +477,10 @@ def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> N
     "Refuse new objects that the tokenizer cannot say, and sentences that it cannot tell apart."
     facts = tuple(edits.modified_facts.values())
     kept = set(_lazy.batches.keep_answerable(masked_lm.tokenizer, _lazy.facts.Benchmark(facts, (), ())).facts)
-    for fact, (line, _) in zip(facts, read_jsonl(path)):
+    lines = _lazy.edits.find_lines(edits, path)
+    for fact in facts:
         if fact not in kept:
-            raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, line, "new_object")
+            raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, lines[fact.id], "new_object")
     _lazy.edits.check_phrasings(masked_lm, edits, path)
 
 # %% ../nbs/6_commands/04_cli.ipynb #edit-parts

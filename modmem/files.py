@@ -85,7 +85,7 @@ def read_jsonl(
 ) -> Iterator[tuple[int, dict]]:  # line number from 1, object; empty lines are skipped
     "Read a JSON-lines file; `DataError` names the line that is not a JSON object."
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():  # what is left may be a pipe
         raise DataError("no such file", path)
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):

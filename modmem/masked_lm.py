@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
@@ -336,6 +338,28 @@ def _is_there(package: str) -> bool:
         return find_spec(package) is not None
     return False
 
+
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=3).close()
+    except HTTPError:  # an answer, too
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _check_hub(source: str | Path) -> None:
+    "Refuse the id of a model that nobody can send: transformers would try for half a minute."
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if Path(source).exists() or isinstance(try_to_load_from_cache(str(source), "config.json"), str):
+        return
+    if constants.HF_HUB_OFFLINE or not _hub_answers():
+        raise DataError(f"no such folder, no model of this name in the cache, and {constants.ENDPOINT} does not answer", source)
+
 # %% ../nbs/1_method/14_masked_lm.ipynb #load-masked-lm
 def load_masked_lm(
     name_or_directory: str | Path,  # "synthetic", a folder, or a hub id
@@ -346,6 +370,7 @@ def load_masked_lm(
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a fresh head is the same at every load
         try:
+            _check_hub(source)
             model, report, tokenizer = _read_model(source)
         except DataError:
             raise

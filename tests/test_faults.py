@@ -264,3 +264,24 @@ def test_a_broken_file_that_is_not_read_is_no_matter(place, capsys):
     (place / "model" / "other.safetensors").write_text("broken")
     write(LINE)
     assert run(capsys, "evaluate", "model", "edits.jsonl")[0] == 0
+
+
+def test_a_hub_id_without_a_network(place, capsys, monkeypatch):
+    import modmem.masked_lm as module
+
+    write(LINE)
+    assert "no model of this name in the cache" in refused(capsys, "evaluate", "somebody/something", "edits.jsonl")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    began = time.monotonic()
+    assert "http://127.0.0.1:1 does not answer" in refused(capsys, "evaluate", "somebody/something", "edits.jsonl")
+    assert time.monotonic() - began < 4 and not module._hub_answers()
+
+
+def test_edits_are_read_from_a_pipe(place):
+    build("model")
+    command = [sys.executable, "-c", "import sys; from modmem.cli import main; sys.exit(main())", "evaluate", "model", "/dev/stdin", "--json"]
+    bad = LINE | {"subject": "Rome", "evidence": ["Rome is the capital of [MASK]."], "test": ["Rome is the capital of [MASK] ."]}
+    good, refused = (subprocess.run(command, input=json.dumps(line) + "\n", capture_output=True, text=True) for line in (LINE, bad))
+    assert good.returncode == 0 and json.loads(good.stdout)["facts"] == 1
+    assert refused.returncode == 2 and refused.stderr.startswith("modmem: /dev/stdin:1: field 'test': expected a phrasing that is not trained on")
