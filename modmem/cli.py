@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
-import lzma
 import math
 import os
 import re
@@ -17,7 +15,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -199,6 +196,13 @@ _Seed = Annotated[int, typer.Option("--seed", min=0, max=2**53, metavar="N", hel
 _Device = Annotated[str, typer.Option("--device", parser=_device, metavar="NAME", help="cpu, cuda, cuda:N or mps.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 _Norm = Literal["linf", "l2", "l2_tensor", "l2_tensor_rms", "linf_relative"]  # those that need no data, known without torch
+_Corpus = Annotated[Path | None, typer.Option("--corpus", metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")]
+_Init = Annotated[str | None, typer.Option("--init", metavar="MODEL", help="Encoder to start from: a folder or a hub id.")]
+_Recipe = Annotated[Literal["base", "large", "albert"] | None, typer.Option("--recipe", metavar="NAME", help="Of the synthetic world: base, large or albert.")]
+_Dropout = Annotated[float | None, typer.Option("--dropout", min=0.0, max=0.9, metavar="SHARE", help="While the model learns; its own unless given.")]
+_Every = Annotated[int | None, typer.Option("--checkpoint-every", min=1, metavar="N", help="Steps between states that are kept, and measured.")]
+_Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that make batches ahead, for a device that would wait.")]
+_Half = Annotated[bool, typer.Option("--half", help="Save the weights in half precision.")]
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-output
 def _check_output(path: Path) -> None:
@@ -356,43 +360,40 @@ def _statistics(
     "Count a dataset's facts and questions, as in Table 1."
     typer.echo(_lazy.facts.benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True, lenient=lenient)).to_string())
 
-# %% ../nbs/6_commands/04_cli.ipynb #read-corpus
-def _read_corpus(path: Path) -> list[str]:
-    "Read the sentences of a text file, one a line."
-    sentences, line = [], 0
-    try:
-        with {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rb") as lines:
-            for line, raw in enumerate(lines, start=1):
-                if text := raw.decode("utf-8").strip():
-                    sentences.append(text)
-    except UnicodeDecodeError as error:
-        raise DataError(f"expected UTF-8 text, found byte {error.object[error.start]:#04x}", path, line) from None
-    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        raise DataError(f"cannot be unpacked, {error}", path, line + 1) from None
-    if not sentences:
-        raise DataError("expected a sentence a line, found none", path)
-    return sentences
-
-
+# %% ../nbs/6_commands/04_cli.ipynb #pretrain-parts
 def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
     recipe = replace(_lazy.starts.RECIPES[name], pretraining=replace(_lazy.starts.RECIPES[name].pretraining, **settings))
     return _lazy.synthetic.save_world_model(_lazy.synthetic.build_world_model(recipe, checkpoint), recipe, output)
 
 
-def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str) -> dict:
-    trained, losses = _lazy.pretraining.pretrain(_load(init, device), sentences, _lazy.pretraining.PretrainingConfig(**settings), checkpoint)
-    _lazy.masked_lm.save_masked_lm(trained, output)
-    return {"sentences": len(sentences), "steps": len(losses), "final_loss": sum(losses[-100:]) / max(1, len(losses[-100:]))}
+def _pretrain_corpus(
+    sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str, workers: int, half: bool, questions: Sequence,
+) -> dict:
+    "Train, save, and say how loss and accuracy on questions went along."
+    accuracies, config = {}, _lazy.pretraining.PretrainingConfig(**settings)
+
+    def watch(done: int, trained: MaskedLM) -> None:
+        accuracies[done] = _lazy.evaluation.measure_accuracy(trained, questions) if questions else None
+        _say(f"{done} of {config.steps} steps" + (f", {accuracies[done]:.2f} % of the questions answered" if questions else ""))
+
+    trained, losses = _lazy.pretraining.pretrain(_load(init, device), sentences, config, checkpoint, workers, watch)
+    _lazy.masked_lm.save_masked_lm(trained, output, half)
+    before = config.steps - len(losses)  # of an interrupted run
+    recent = {done: losses[max(0, done - before - 100) : done - before] for done in accuracies}
+    course = [{"step": done, "loss": sum(some) / len(some) if some else None, "accuracy": accuracies[done]} for done, some in recent.items()]
+    results = {"sentences": len(sentences), "steps": len(losses)}
+    with write_atomically(output / "pretraining.json") as temporary:
+        temporary.write_text(_to_json({**results, "config": asdict(config), "course": course}, indent=1) + "\n", encoding="utf-8")
+    return results | course[-1]
 
 # %% ../nbs/6_commands/04_cli.ipynb #pretrain
 @_app.command("pretrain")
 def _pretrain(
     output: _Folder, synthetic: _Synthetic = False,
-    corpus: Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")] = None,
-    init: Annotated[str | None, typer.Option(metavar="MODEL", help="Encoder to start from: a folder or a hub id.")] = None,
-    recipe: Annotated[Literal["base", "large", "albert"] | None, typer.Option(metavar="NAME", help="Of the synthetic world: base, large or albert.")] = None,
+    corpus: _Corpus = None, init: _Init = None, recipe: _Recipe = None, trex: _Trex = None,
     steps: _Steps = None, batch_size: _BatchSize = None, learning_rate: _Rate = None,
     max_length: Annotated[int | None, typer.Option(min=8, metavar="N", help="Tokens of a sentence.")] = None,
+    dropout: _Dropout = None, checkpoint_every: _Every = None, workers: _Workers = 0, half: _Half = False,
     seed: _Seed = 0, device: _Device = "cpu",
 ) -> None:
     """Pretrain a model by masked language modelling.
@@ -401,17 +402,19 @@ def _pretrain(
     """
     good = synthetic != (corpus is not None) and (corpus is None) == (init is None)
     _require(good, "expected either --synthetic, or --corpus FILE with --init MODEL")
-    _require(not synthetic or device == "cpu", "--device goes with --corpus")
+    _require(not synthetic or device == "cpu" and not (workers or half or trex), "--device, --workers, --half and --trex go with --corpus")
     _require(synthetic or recipe is None, "--recipe goes with --synthetic")
     _check_output(output)
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length, "seed": seed}
+    settings |= {"checkpoint_every": checkpoint_every, "dropout": dropout}
     settings = {name: value for name, value in settings.items() if value is not None}
     checkpoint = output.absolute().with_name(f"{output.absolute().name}.unfinished.safetensors")
     if synthetic:
         results = _pretrain_world(recipe or "base", settings, checkpoint, output)
     else:
         _check_model(init)
-        results = _pretrain_corpus(_read_corpus(corpus), init, settings, checkpoint, output, device)
+        questions = _lazy.trex.load_trex(trex).test if trex else ()
+        results = _pretrain_corpus(_lazy.pretraining.read_sentences(corpus), init, settings, checkpoint, output, device, workers, half, questions)
     checkpoint.unlink()  # only now: the model is safe
     _report(results)
 
@@ -629,8 +632,8 @@ def _shard_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-_Names = Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: all but edit_synthetic, a guide.")]
-_Scale = Annotated[Literal["synthetic", "small", "paper"], typer.Option(metavar="NAME", help="synthetic, small or paper.")]
+_Names = Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: those of the scale, or all but edit_synthetic, a guide.")]
+_Scale = Annotated[Literal["synthetic", "tiny", "small", "paper"], typer.Option(metavar="NAME", help="synthetic, tiny, small or paper.")]
 _Full = Annotated[bool, typer.Option("--full", help="The full grid of the synthetic scale.")]
 _Output = Annotated[Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for the results; figures/SCALE, in a checkout _runs/figures/SCALE.")]
 _Store = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Folder for rows and for models that are made.")]
@@ -671,9 +674,9 @@ def _check_places(folders: Sequence[Path], data: Sequence[Path | None]) -> None:
 def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options: Mapping[str, Any]) -> list:
     "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
     artefacts = _lazy.artefacts
-    names = names or [name for name in artefacts.list_artefacts() if name != "edit_synthetic"]  # a guide, which has to be named
     try:
-        return [artefacts.list_runs(artefact) for artefact in artefacts.choose_artefacts(names, given, scale and artefacts.parameter_file(scale), options)]
+        chosen = artefacts.choose_artefacts(names, given, scale and artefacts.parameter_file(scale), options)
+        return [artefacts.list_runs(one) for one in chosen if names or one.name != "edit_synthetic"]  # a guide, which has to be named
     except DataError:
         raise
     except ValueError as error:
@@ -696,11 +699,13 @@ def _answers(scheduler: str) -> bool:
     return True
 
 
-def _check_needs(artefacts: Sequence, device: str, engine: str, scheduler: str) -> None:
-    "Refuse rows that could only fail: their dataset has no place, or this machine no such device."
+def _check_needs(artefacts: Sequence, store: Path, rows: Path | None, device: str, engine: str, scheduler: str) -> None:
+    "Refuse rows that are still to be computed and could only fail: their dataset has no place, or this machine no such device."
+    known = _lazy.rows.load_results(store, rows)
+    done = set(known.loc[known["status"] == "done", "key"])
     for artefact in artefacts:
         for name in ("trex", "zsre"):
-            needed = any(run.settings["benchmark"] == name for run in artefact.runs)
+            needed = any(run.settings["benchmark"] == name and run.key not in done for run in artefact.runs)
             _require(not needed or getattr(artefact.places, name), f"{artefact.name} asks for rows on {name}, which needs --{name}")
     if engine == "local":
         _check_device(device)
@@ -787,7 +792,7 @@ def _reproduce(
     artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, options)
     if looks:
         return _look(artefacts, store, rows, looks[0], as_json)
-    _check_needs(artefacts, device, engine, scheduler)
+    _check_needs(artefacts, store, rows, device, engine, scheduler)
     work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None, "retries": retries, "row_timeout": row_timeout}
     with _stoppable():
         _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)

@@ -23,6 +23,7 @@ from typing import Any
 import joblib
 import pandas as pd
 import torch
+from joblib.externals.loky import process_executor
 from tqdm import tqdm
 
 from .fae_starts import FaeStart, find_model
@@ -54,8 +55,9 @@ def _versions(places: Places) -> dict[str, str]:
 
     import modmem
 
+    rounded = torch.device(places.device).type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     return {
-        "device": places.device, "method_version": str(METHOD_VERSION), "modmem_version": modmem.__version__,
+        "device": places.device + (" with TF32" if rounded else ""), "method_version": str(METHOD_VERSION), "modmem_version": modmem.__version__,
         "torch_version": torch.__version__, "transformers_version": transformers.__version__, "python_version": platform.python_version(),
     }
 
@@ -148,6 +150,7 @@ def _in_processes(task: Callable, items: Iterable, jobs: int) -> Iterator[tuple]
     "Items with their results, as they get ready; the items are fetched as processes get free."
 
     def with_item(item: Any) -> tuple:
+        process_executor._MAX_MEMORY_LEAK_SIZE = math.inf  # data and models are kept for the next row: no leak to end a worker for
         return item, task(item)
 
     with joblib.parallel_config("loky", inner_max_num_threads=1):
