@@ -261,7 +261,7 @@ def test_table_6_has_thresholds_beside_fine_tuning_and_says_which_labels_were_lo
     parameters = {"radii": [0.02], "quantiles": [0.0, 0.5, 1.0], "remembered": ["modified", "all"], "num_modified": 4, **TINY}
     csv, text, record = run("table_6", folder, **parameters)
     neighbors = ["lost_sharing", "lost_sharing_se", "lost_others", "lost_others_se", "epsilon_used", "within_epsilon"]
-    assert list(csv) == ["method", "setting", *with_errors(MEANS), *neighbors]
+    assert list(csv) == ["start", "method", "setting", *with_errors(MEANS), *neighbors] and set(csv["start"]) == {"pretrained"}
     thresholds = [f"epsilon at quantile {quantile}" for quantile in ("0", "0.5", "1")]
     assert csv["setting"].tolist() == [*thresholds, "entire training set, nearest", "block 0, radius 0.02"]
     assert csv["method"].tolist() == ["kNN-LM"] * 4 + ["FTM"] and csv[neighbors].iloc[4].isna().all()
@@ -280,6 +280,31 @@ def test_table_6_has_thresholds_beside_fine_tuning_and_says_which_labels_were_lo
     assert {line.split(" | ")[1] for line in text.splitlines() if line.startswith("|") and f"[^{mark}]" in line} == set(lost)
     assert theirs.loc["block 0, radius 0.004", "A_M (%), paper"] == "71.25"
     assert_whole("table_6", folder, record, parameters, pictures=True)
+
+
+def test_table_6_takes_several_starts(folder):
+    csv, text, _ = run("table_6", folder, **{"radii": [0.02], "quantiles": [0.0, 1.0], "num_modified": 4, **TINY, "starts": ["pretrained", "RI"]})
+    assert csv["start"].tolist() == ["pretrained"] * 3 + ["RI"] * 3 and csv["setting"].tolist()[:3] == csv["setting"].tolist()[3:]
+    assert csv.loc[csv["start"] == "RI", "unmodified_accuracy"].max() < csv["unmodified_accuracy"].max()
+    assert "on pretrained and on RI" in text
+
+
+@pytest.mark.parametrize("least", [0, 2])
+def test_the_gain_of_a_ball_is_paired_and_its_radius_chosen_on_held_out_facts(folder, least):
+    parameters = {"min_evidences": [least], "radii": {"0": [0.002, 0.02], "1": [0.02]}, "positions": {"0": "first", "1": "last"}, "num_modified": 4, **TINY}
+    csv, text, record = run("when_it_pays", folder, **parameters)
+    rows = load_rows("when_it_pays", folder, **parameters)
+    assert csv["evidences"].tolist() == [least] * 2 and csv["position"].tolist() == ["first", "last"]
+    for line, block in zip(csv.to_dict("records"), ("0", "1")):
+        reported = rows[(rows["facts"] == "reported") & (rows["blocks"] == block)].set_index("seed")
+        free, ball = (reported[reported["radius"] == radius]["average_accuracy"] for radius in (math.inf, line["radius"]))
+        assert line["gain"] == pytest.approx((ball - free).mean()) and line["average_accuracy_free"] == pytest.approx(free.mean())
+        assert line["gain_se"] == pytest.approx((ball - free).sem())
+    heldout = rows[(rows["facts"] == "heldout") & (rows["blocks"] == "0")]
+    means = (heldout["modified_accuracy"] + heldout["unmodified_accuracy_heldout"]).groupby(heldout["radius"]).mean()
+    assert csv["radius"][0] == means.idxmax()
+    assert "at the edge of those tried" in text  # of two radii either is
+    assert_whole("when_it_pays", folder, record, parameters, pictures=True)
 
 
 def test_the_runs_of_a_notebook_can_be_listed_without_computing_and_artefacts_share_rows():
