@@ -17,7 +17,7 @@ import modmem
 from .files import check_choice, write_atomically
 from .masked_lm import MaskedLM, hash_weights, save_masked_lm
 from .pretraining import PretrainingConfig, pretrain
-from .world import make_person, make_pretraining, make_world, world_vocabulary
+from .world import WorldStyle, make_person, make_pretraining, make_world, world_vocabulary
 
 # %% ../nbs/2_data/05_synthetic.ipynb #world-recipe
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class WorldRecipe:
     num_background: int = 256  # people in the background
     num_subjects: int = 512  # subjects of F
     world_seed: int = 0
+    style: WorldStyle | None = None  # how facts are told; None: the plain world
     pretraining: PretrainingConfig = field(
         default_factory=lambda: PretrainingConfig(steps=5000, batch_size=64, learning_rate=2e-3, weight_decay=0.01, dropout=0.0)
     )
@@ -64,7 +65,7 @@ def describe_world_model(
     masked_lm: MaskedLM, recipe: WorldRecipe,
 ) -> dict[str, float]:  # percent of the test questions: all, shown, not_shown
     "Measure what a model knows of F in the unseen phrasing."
-    questions = make_world(recipe.num_subjects, recipe.world_seed).test
+    questions = make_world(recipe.num_subjects, recipe.world_seed, style=recipe.style).test
     right, of_each = np.array(masked_lm.answers(questions)), len(questions) // recipe.num_subjects
     people = [make_person(number, recipe.world_seed) for number in range(recipe.num_subjects)]
     shown = np.array([people[place // of_each].pretrained[question.fact.relation] for place, question in enumerate(questions)])
@@ -77,8 +78,8 @@ def build_world_model(
     checkpoint: str | Path | None = None,  # file to keep the run's state in; yours to remove when the result is safe
 ) -> MaskedLM:
     "Follow the recipe: pretrain the blank model on the world's text."
-    text = tuple(make_pretraining(recipe.num_sentences, recipe.num_background, recipe.num_subjects, recipe.world_seed))
-    model, _ = pretrain(make_blank_model(recipe), text, recipe.pretraining, checkpoint)
+    text = make_pretraining(recipe.num_sentences, recipe.num_background, recipe.num_subjects, recipe.world_seed, recipe.style)
+    model, _ = pretrain(make_blank_model(recipe), tuple(text), recipe.pretraining, checkpoint)
     return model
 
 # %% ../nbs/2_data/05_synthetic.ipynb #save-world-model
