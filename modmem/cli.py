@@ -361,7 +361,7 @@ def _pretrain(
     output: _Folder, synthetic: _Synthetic = False,
     corpus: Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")] = None,
     init: Annotated[str | None, typer.Option(metavar="MODEL", help="Encoder to start from: a folder or a hub id.")] = None,
-    recipe: Annotated[Literal["base", "large", "albert"] | None, typer.Option(metavar="NAME", help="Of the synthetic world: base, large or albert.")] = None,
+    recipe: Annotated[Literal["base", "large", "albert", "faithful"] | None, typer.Option(metavar="NAME", help="Of the synthetic world: base, large, albert or faithful.")] = None,
     steps: _Steps = None, batch_size: _BatchSize = None, learning_rate: _Rate = None,
     max_length: Annotated[int | None, typer.Option(min=8, metavar="N", help="Tokens of a sentence.")] = None,
     seed: _Seed = 0, device: _Device = "cpu",

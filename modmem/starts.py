@@ -31,10 +31,13 @@ __all__ = ['RECIPES', 'FT_COLUMN', 'hash_settings', 'Data', 'Places', 'Start', '
            'find_answered']
 
 # %% ../nbs/5_experiments/00_starts.ipynb #hash-settings
+_LATER = {"style": None, "pretrained_share": 0.3}  # settings that came after the first keys, as they had been
+
+
 def _canonical(value: Any) -> Any:
     "One spelling for equal settings."
     if isinstance(value, Mapping):
-        return {str(name): _canonical(item) for name, item in value.items() if (name, item) != ("style", None)}
+        return {str(name): _canonical(item) for name, item in value.items() if name not in _LATER or item != _LATER[name]}
     if isinstance(value, (list, tuple)):
         return [_canonical(item) for item in value]
     if isinstance(value, float):

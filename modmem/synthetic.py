@@ -34,6 +34,7 @@ class WorldRecipe:
     num_subjects: int = 512  # subjects of F
     world_seed: int = 0
     style: WorldStyle | None = None  # how facts are told; None: the plain world
+    pretrained_share: float = 0.3  # of the facts of F, that the text shows
     pretraining: PretrainingConfig = field(
         default_factory=lambda: PretrainingConfig(steps=5000, batch_size=64, learning_rate=2e-3, weight_decay=0.01, dropout=0.0)
     )
@@ -67,7 +68,7 @@ def describe_world_model(
     "Measure what a model knows of F in the unseen phrasing."
     questions = make_world(recipe.num_subjects, recipe.world_seed, style=recipe.style).test
     right, of_each = np.array(masked_lm.answers(questions)), len(questions) // recipe.num_subjects
-    people = [make_person(number, recipe.world_seed) for number in range(recipe.num_subjects)]
+    people = [make_person(number, recipe.world_seed, recipe.pretrained_share) for number in range(recipe.num_subjects)]
     shown = np.array([people[place // of_each].pretrained[question.fact.relation] for place, question in enumerate(questions)])
     parts = {"all": right, "shown": right[shown], "not_shown": right[~shown]}
     return {name: round(100 * int(part.sum()) / len(part), 2) for name, part in parts.items()}
@@ -78,7 +79,8 @@ def build_world_model(
     checkpoint: str | Path | None = None,  # file to keep the run's state in; yours to remove when the result is safe
 ) -> MaskedLM:
     "Follow the recipe: pretrain the blank model on the world's text."
-    text = make_pretraining(recipe.num_sentences, recipe.num_background, recipe.num_subjects, recipe.world_seed, recipe.style)
+    people = recipe.num_background, recipe.num_subjects
+    text = make_pretraining(recipe.num_sentences, *people, recipe.world_seed, recipe.style, recipe.pretrained_share)
     model, _ = pretrain(make_blank_model(recipe), tuple(text), recipe.pretraining, checkpoint)
     return model
 

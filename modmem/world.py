@@ -191,12 +191,12 @@ def _draw_place(draw: Random, seed: int) -> Evidence:
     return _phrase(template, _place_fact(subject, relation, seed))
 
 
-def _draw_known(draw: Random, num_subjects: int, relations: Sequence[str], seed: int) -> Evidence:
+def _draw_known(draw: Random, num_subjects: int, relations: Sequence[str], pretrained_share: float, seed: int) -> Evidence:
     "A sentence about a subject of F, in a training phrasing."
     known = []
     while not known:  # of some subjects pretraining shows nothing
         number = draw.randrange(num_subjects)
-        pretrained = make_person(number, seed).pretrained
+        pretrained = make_person(number, seed, pretrained_share).pretrained
         known = [relation for relation in relations if pretrained[relation]]
     return _draw_statement(draw, number, known, _NUM_TRAIN, seed)
 
@@ -207,9 +207,12 @@ def make_pretraining(
     num_subjects: int = 512,  # subjects of F, as in `make_world`
     seed: int = 0,
     style: WorldStyle | None = None,  # as in `make_world`
+    pretrained_share: float = 0.3,  # how many of the facts of F are shown
 ) -> Sequence[Evidence]:  # lazy; the slot is where the object stands
     "Make the text of the synthetic world for pretraining."
     style = style or _PLAIN_STYLE
+    if not 0 < pretrained_share <= 1:
+        raise ValueError(f"pretrained_share must be above 0 and at most 1, not {pretrained_share!r}")
     _check_names(num_subjects, max(num_background, style.num_neighbours))
     fame = list(accumulate(1 / rank for rank in range(1, num_background + 1)))
 
@@ -218,7 +221,7 @@ def make_pretraining(
         if kind == "place":
             return _draw_place(draw, seed)
         if kind == "benchmark":
-            return _draw_known(draw, num_subjects, style.relations, seed)
+            return _draw_known(draw, num_subjects, style.relations, pretrained_share, seed)
         number = _MAX_SUBJECTS - 1 - draw.choices(range(num_background), cum_weights=fame)[0]
         return _draw_statement(draw, number, style.relations, _NUM_TRAIN + style.num_tests, seed)
 
