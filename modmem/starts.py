@@ -21,7 +21,7 @@ from .finetuning import FinetuningConfig, finetune
 from .masked_lm import SYNTHETIC, MaskedLM, hash_weights, load_masked_lm, save_masked_lm
 from .modification import answered_facts
 from .pretraining import PretrainingConfig, reinitialize
-from .synthetic import WorldRecipe, build_world_model
+from .synthetic import FAITHFUL, WorldRecipe, build_world_model
 from .trex import load_trex
 from .world import WorldStyle, make_world
 from .zsre import load_zsre
@@ -123,6 +123,9 @@ RECIPES = {  # name of a world's model -> how it is made
     "base": WorldRecipe(),
     "large": WorldRecipe(num_blocks=8, pretraining=replace(WorldRecipe().pretraining, learning_rate=1e-3)),
     "albert": WorldRecipe(family="albert"),
+    "faithful": FAITHFUL,
+    "faithful_1": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=1)),
+    "faithful_2": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=2)),
     "tiny": WorldRecipe(
         num_blocks=2, hidden_size=32, intermediate_size=64, num_heads=2, num_sentences=2000, num_background=16, num_subjects=24,
         pretraining=PretrainingConfig(steps=400, batch_size=32, learning_rate=6e-3, dropout=0.0),

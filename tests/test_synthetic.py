@@ -12,7 +12,8 @@ from tiny_models import same_weights
 from modmem.editor import hash_weights
 from modmem.masked_lm import SYNTHETIC, load_masked_lm
 from modmem.pretraining import PretrainingConfig, pretrain
-from modmem.synthetic import WorldRecipe, build_world_model, describe_world_model, make_blank_model, save_world_model
+from modmem.starts import RECIPES
+from modmem.synthetic import FAITHFUL, WorldRecipe, build_world_model, describe_world_model, make_blank_model, save_world_model
 from modmem.world import WorldStyle, make_person, make_pretraining, make_world, world_vocabulary
 
 SMALL = WorldRecipe(
@@ -73,6 +74,16 @@ def test_shipped_folder_is_small_and_holds_safetensors_and_a_card(record):
     assert card.startswith("---\nlicense: apache-2.0") and all(f"{value} %" in card for value in record["accuracy"].values())
     texts = [path.read_text(encoding="utf-8") for path in SYNTHETIC.glob("*config.json")]
     assert len(texts) == 2 and not any(re.search(r'"(?:/|\w:)\w', text) for text in texts), "a path of the machine it was made on"
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(RECIPES) if name.startswith("faithful")])
+def test_faithful_models_are_what_they_say(name):
+    folder = SYNTHETIC.with_name(f"{SYNTHETIC.name}_{name}")
+    record, masked_lm, recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8")), load_masked_lm(folder), RECIPES[name]
+    assert hash_weights(masked_lm) == record["weights"] and read_recipe(record["recipe"]) == recipe and sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+    assert recipe == replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=recipe.pretraining.seed)) and name.removeprefix("faithful").strip("_") in ("", str(recipe.pretraining.seed))
+    assert describe_world_model(masked_lm, recipe) == pytest.approx(record["accuracy"], abs=0.3)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in SYNTHETIC.iterdir()}
 
 
 # a smaller one
