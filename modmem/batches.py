@@ -70,6 +70,11 @@ class MaskedBatch:
     states: torch.Tensor | None = None  # (B, N, H), what block `start` reads, where that is known beforehand
     start: int = 0
 
+    def to(self, device: torch.device | str) -> MaskedBatch:
+        "Move all tensors to a device."
+        tensors = {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
+        return replace(self, **{name: part.to(device) for name, part in tensors.items()})
+
 # %% ../nbs/1_method/13_batches.ipynb #make-batch
 def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int, device: torch.device | str = "cpu") -> MaskedBatch:
     "Pad to the longest sentence and gather the slots."
@@ -77,12 +82,12 @@ def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int, device: to
     longest = int(lengths.max())
     ids = torch.tensor([sentence.input_ids + [pad_token_id] * (longest - len(sentence.input_ids)) for sentence in encoded])
     present = torch.arange(longest)[None, :] < lengths[:, None]
-    mask = None if bool(present.all()) else present[:, None, None, :].to(device)
+    mask = None if bool(present.all()) else present[:, None, None, :]
     rows = torch.tensor([row for row, sentence in enumerate(encoded) for _ in sentence.slots])
     columns = torch.tensor([slot for sentence in encoded for slot in sentence.slots])
     numbers = torch.tensor([number for sentence in encoded for number in range(len(sentence.slots))])
     labels = torch.tensor([label for sentence in encoded for label in sentence.labels])
-    return MaskedBatch(ids.to(device), mask, *(part.to(device) for part in (rows, columns, numbers, labels)), int(numbers.max()) + 1)
+    return MaskedBatch(ids, mask, rows, columns, numbers, labels, int(numbers.max()) + 1).to(device)
 
 # %% ../nbs/1_method/13_batches.ipynb #bucket-by-length
 def bucket_by_length(

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
-import lzma
 import math
 import os
 import re
@@ -17,7 +15,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -191,6 +188,13 @@ _Seed = Annotated[int, typer.Option("--seed", min=0, max=2**53, metavar="N", hel
 _Device = Annotated[str, typer.Option("--device", parser=_device, metavar="NAME", help="cpu, cuda, cuda:N or mps.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 _Norm = Literal["linf", "l2", "l2_tensor", "l2_tensor_rms", "linf_relative"]  # those that need no data, known without torch
+_Corpus = Annotated[Path | None, typer.Option("--corpus", metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")]
+_Init = Annotated[str | None, typer.Option("--init", metavar="MODEL", help="Encoder to start from: a folder or a hub id.")]
+_Recipe = Annotated[Literal["base", "large", "albert", "faithful"] | None, typer.Option("--recipe", metavar="NAME", help="Of the synthetic world: base, large, albert or faithful.")]
+_Dropout = Annotated[float | None, typer.Option("--dropout", min=0.0, max=0.9, metavar="SHARE", help="While the model learns; its own unless given.")]
+_Every = Annotated[int | None, typer.Option("--checkpoint-every", min=1, metavar="N", help="Steps between states that are kept, and measured.")]
+_Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that make batches ahead, for a device that would wait.")]
+_Half = Annotated[bool, typer.Option("--half", help="Save the weights in half precision.")]
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-output
 def _check_output(path: Path) -> None:
@@ -327,43 +331,40 @@ def _statistics(
     "Count a dataset's facts and questions, as in Table 1."
     typer.echo(_lazy.facts.benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True)).to_string())
 
-# %% ../nbs/6_commands/04_cli.ipynb #read-corpus
-def _read_corpus(path: Path) -> list[str]:
-    "Read the sentences of a text file, one a line."
-    sentences, line = [], 0
-    try:
-        with {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rb") as lines:
-            for line, raw in enumerate(lines, start=1):
-                if text := raw.decode("utf-8").strip():
-                    sentences.append(text)
-    except UnicodeDecodeError as error:
-        raise DataError(f"expected UTF-8 text, found byte {error.object[error.start]:#04x}", path, line) from None
-    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        raise DataError(f"cannot be unpacked, {error}", path, line + 1) from None
-    if not sentences:
-        raise DataError("expected a sentence a line, found none", path)
-    return sentences
-
-
+# %% ../nbs/6_commands/04_cli.ipynb #pretrain-parts
 def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
     recipe = replace(_lazy.starts.RECIPES[name], pretraining=replace(_lazy.starts.RECIPES[name].pretraining, **settings))
     return _lazy.synthetic.save_world_model(_lazy.synthetic.build_world_model(recipe, checkpoint), recipe, output)
 
 
-def _pretrain_corpus(sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str) -> dict:
-    trained, losses = _lazy.pretraining.pretrain(_load(init, device), sentences, _lazy.pretraining.PretrainingConfig(**settings), checkpoint)
-    _lazy.masked_lm.save_masked_lm(trained, output)
-    return {"sentences": len(sentences), "steps": len(losses), "final_loss": sum(losses[-100:]) / max(1, len(losses[-100:]))}
+def _pretrain_corpus(
+    sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str, workers: int, half: bool, questions: Sequence,
+) -> dict:
+    "Train, save, and say how loss and accuracy on questions went along."
+    accuracies, config = {}, _lazy.pretraining.PretrainingConfig(**settings)
+
+    def watch(done: int, trained: MaskedLM) -> None:
+        accuracies[done] = _lazy.evaluation.measure_accuracy(trained, questions) if questions else None
+        _say(f"{done} of {config.steps} steps" + (f", {accuracies[done]:.2f} % of the questions answered" if questions else ""))
+
+    trained, losses = _lazy.pretraining.pretrain(_load(init, device), sentences, config, checkpoint, workers, watch)
+    _lazy.masked_lm.save_masked_lm(trained, output, half)
+    before = config.steps - len(losses)  # of an interrupted run
+    recent = {done: losses[max(0, done - before - 100) : done - before] for done in accuracies}
+    course = [{"step": done, "loss": sum(some) / len(some) if some else None, "accuracy": accuracies[done]} for done, some in recent.items()]
+    results = {"sentences": len(sentences), "steps": len(losses)}
+    with write_atomically(output / "pretraining.json") as temporary:
+        temporary.write_text(_to_json({**results, "config": asdict(config), "course": course}, indent=1) + "\n", encoding="utf-8")
+    return results | course[-1]
 
 # %% ../nbs/6_commands/04_cli.ipynb #pretrain
 @_app.command("pretrain")
 def _pretrain(
     output: _Folder, synthetic: _Synthetic = False,
-    corpus: Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")] = None,
-    init: Annotated[str | None, typer.Option(metavar="MODEL", help="Encoder to start from: a folder or a hub id.")] = None,
-    recipe: Annotated[Literal["base", "large", "albert", "faithful"] | None, typer.Option(metavar="NAME", help="Of the synthetic world: base, large, albert or faithful.")] = None,
+    corpus: _Corpus = None, init: _Init = None, recipe: _Recipe = None, trex: _Trex = None,
     steps: _Steps = None, batch_size: _BatchSize = None, learning_rate: _Rate = None,
     max_length: Annotated[int | None, typer.Option(min=8, metavar="N", help="Tokens of a sentence.")] = None,
+    dropout: _Dropout = None, checkpoint_every: _Every = None, workers: _Workers = 0, half: _Half = False,
     seed: _Seed = 0, device: _Device = "cpu",
 ) -> None:
     """Pretrain a model by masked language modelling.
@@ -372,17 +373,19 @@ def _pretrain(
     """
     good = synthetic != (corpus is not None) and (corpus is None) == (init is None)
     _require(good, "expected either --synthetic, or --corpus FILE with --init MODEL")
-    _require(not synthetic or device == "cpu", "--device goes with --corpus")
+    _require(not synthetic or device == "cpu" and not (workers or half or trex), "--device, --workers, --half and --trex go with --corpus")
     _require(synthetic or recipe is None, "--recipe goes with --synthetic")
     _check_output(output)
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length, "seed": seed}
+    settings |= {"checkpoint_every": checkpoint_every, "dropout": dropout}
     settings = {name: value for name, value in settings.items() if value is not None}
     checkpoint = output.absolute().with_name(f"{output.absolute().name}.unfinished.safetensors")
     if synthetic:
         results = _pretrain_world(recipe or "base", settings, checkpoint, output)
     else:
         _check_model(init)
-        results = _pretrain_corpus(_read_corpus(corpus), init, settings, checkpoint, output, device)
+        questions = _lazy.trex.load_trex(trex).test if trex else ()
+        results = _pretrain_corpus(_lazy.pretraining.read_sentences(corpus), init, settings, checkpoint, output, device, workers, half, questions)
     checkpoint.unlink()  # only now: the model is safe
     _report(results)
 

@@ -31,6 +31,9 @@ def _compare_origins(a: pd.DataFrame, b: pd.DataFrame) -> list[dict]:
     "What differs in versions, device and number of rows."
     names = [name for name in {**a, **b} if name.endswith("_version") or name == "device"]
     found = {name: [", ".join(sorted(set(table.get(name, ())))) for table in (a, b)] for name in sorted(names)} | {"rows": [len(a), len(b)]}
+    shared = a.index.intersection(b.index)
+    x, y = (set(table.loc[shared].dropna(axis=1, how="all")) - {*COSTS} for table in (a, b))
+    found["columns of shared rows"] = [", ".join(sorted(x - y)), ", ".join(sorted(y - x))]
     return [{"what": name, "a": first, "b": second} for name, (first, second) in found.items() if first != second]
 
 # %% ../nbs/5_experiments/12_compare.ipynb #rows
@@ -55,7 +58,7 @@ def _errors(table: pd.DataFrame, columns: list[str], keys: pd.Index) -> np.ndarr
 
 def _compare_rows(a: pd.DataFrame, b: pd.DataFrame, tolerance: str) -> dict:
     "Rows that both have: how many, how many are equal, and where the others differ."
-    keys, columns = a.index.intersection(b.index), sorted({*_measured(a), *_measured(b)})
+    keys, columns = a.index.intersection(b.index), sorted({*_measured(a)} & {*_measured(b)})
     x, y = (table.reindex(index=keys, columns=columns).astype(float).to_numpy() for table in (a, b))
     same = (x == y) | (np.isnan(x) & np.isnan(y))
     apart = np.subtract(y, x, out=np.zeros(x.shape), where=~same)

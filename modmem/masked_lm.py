@@ -339,10 +339,11 @@ def load_masked_lm(
 def save_masked_lm(
     masked_lm: MaskedLM,
     directory: str | Path,  # appears whole or not at all; an older model there is replaced, nothing else
+    half: bool = False,  # two bytes a weight, which rounds them; `load_masked_lm` makes float32 of them again
 ) -> None:
     "Write weights (safetensors), configuration and tokenizer to a folder that `load_masked_lm` reads."
     with write_folder_atomically(directory, marker="config.json") as temporary, _quiet_transformers():
-        masked_lm.model.save_pretrained(temporary)
+        (copy.deepcopy(masked_lm.model).half() if half else masked_lm.model).save_pretrained(temporary)
         masked_lm.tokenizer.save_pretrained(temporary)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #hash-weights

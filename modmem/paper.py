@@ -83,7 +83,8 @@ class Paper:
 
     def sample(self, seed: int, facts: str = "reported", **given) -> Sample:
         "Say what is modified; `given`: settings of `Sample`."
-        return Sample(self.data, seed=seed, facts=facts, **_take(("num_modified", "drawn_from", "object_frequency"), self.parameters, given))
+        names = ("num_modified", "drawn_from", "object_frequency", "min_evidences")
+        return Sample(self.data, seed=seed, facts=facts, **_take(names, {"min_evidences": None}, self.parameters, given))
 
     def start(self, **given) -> Start:
         "Say from where: `start` and `model`."

@@ -5,28 +5,55 @@
 # %% ../nbs/2_data/04_pretraining.ipynb #imports
 from __future__ import annotations
 
+import gzip
 import hashlib
-from collections.abc import Sequence
+import lzma
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
-from .batches import EncodedEvidence, encode_evidence
+from .batches import EncodedEvidence, MaskedBatch, encode_evidence, make_batch
 from .facts import Evidence
 from .files import DataError, check_whole, load_record, save_record
 from .finetuning import BatchOrder, keyed_generator, learning_rate_at, slot_loss, train_steps
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
 
 # %% auto #0
-__all__ = ['reinitialize', 'PretrainingConfig', 'pretrain']
+__all__ = ['read_sentences', 'reinitialize', 'PretrainingConfig', 'pretrain']
+
+# %% ../nbs/2_data/04_pretraining.ipynb #read-sentences
+def read_sentences(
+    path: str | Path,  # UTF-8 text, a sentence a line; perhaps packed, as .xz or .gz
+) -> list[str]:  # without empty lines
+    "Read the sentences of a text file; `DataError` names the line."
+    sentences, line = [], 0
+    try:
+        with {".xz": lzma.open, ".gz": gzip.open}.get(Path(path).suffix, open)(path, "rb") as lines:
+            for line, raw in enumerate(lines, start=1):
+                if text := raw.decode("utf-8").strip():
+                    sentences.append(text)
+    except UnicodeDecodeError as error:
+        raise DataError(f"expected UTF-8 text, found byte {error.object[error.start]:#04x}", path, line) from None
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        raise DataError(f"cannot be unpacked, {error}", path, line + 1) from None
+    if not sentences:
+        raise DataError("expected a sentence a line, found none", path)
+    return sentences
 
 # %% ../nbs/2_data/04_pretraining.ipynb #encode-sentences
+_AT_ONCE = 10_000  # sentences that are tokenized together
+
+
 def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], max_length: int) -> list[EncodedEvidence]:
     "Tokenize; an evidence has its slots, a plain sentence none yet. Empty sentences and literal mask tokens are left out."
     tokenizer, limit = masked_lm.tokenizer, min(max_length, masked_lm.max_length)
     plain = [sentence for sentence in sentences if isinstance(sentence, str)]
-    ids = iter(tokenizer(plain, truncation=True, max_length=limit)["input_ids"] if plain else ())
+    parts = (plain[start : start + _AT_ONCE] for start in range(0, len(plain), _AT_ONCE))
+    ids = (ids for part in parts for ids in tokenizer(part, truncation=True, max_length=limit)["input_ids"])
     salient = iter(encode_evidence(tokenizer, [sentence for sentence in sentences if isinstance(sentence, Evidence)], limit))
     encoded = [EncodedEvidence(next(ids), [], []) if isinstance(sentence, str) else next(salient) for sentence in sentences]
     return [sentence for sentence in encoded if len(sentence.input_ids) > 2 and (sentence.slots or tokenizer.mask_token_id not in sentence.input_ids)]
@@ -114,6 +141,22 @@ class PretrainingConfig:
             check_whole(name, getattr(self, name))
         if not 0 < self.mask_probability < 1:
             raise ValueError(f"mask_probability must lie between 0 and 1, not {self.mask_probability!r}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a share from 0 to below 1, not {self.dropout!r}")
+
+# %% ../nbs/2_data/04_pretraining.ipynb #batches
+class _Batches:
+    "The batch of each step, which depends on the seed and the step's number and on nothing else."
+
+    def __init__(self, encoded: Sequence[EncodedEvidence], tokenizer, config: PretrainingConfig):
+        self.encoded, self.tokenizer, self.config = encoded, tokenizer, config
+        self.order = BatchOrder([len(sentence.input_ids) for sentence in encoded], config.batch_size, config.pool, config.seed)
+
+    def __getitem__(self, step: int) -> MaskedBatch:
+        generator = keyed_generator(self.config.seed, 2, step)
+        chosen = [self.encoded[position] for position in self.order(step)]
+        masked = [_mask_pieces(sentence, self.tokenizer, self.config.mask_probability, generator) for sentence in chosen]
+        return make_batch(masked, self.tokenizer.pad_token_id)
 
 # %% ../nbs/2_data/04_pretraining.ipynb #pretrain
 def pretrain(
@@ -121,24 +164,28 @@ def pretrain(
     sentences: Sequence[str | Evidence],  # text; of an evidence the object is hidden
     config: PretrainingConfig = PretrainingConfig(),
     checkpoint: str | Path | None = None,  # file to keep the run's state in; yours to remove when the result is safe
+    workers: int = 0,  # processes that make batches ahead
+    watch: Callable[[int, MaskedLM], None] = lambda done, trained: None,  # called every `checkpoint_every` steps and after the last
 ) -> tuple[MaskedLM, list[float]]:  # the trained copy, and the loss of each step of this call
     "Train a copy of a model by masked language modelling; resumes from `checkpoint`."
     trained = copy_with_own(masked_lm)
     encoded = _encode_sentences(trained, sentences, config.max_length)
-    order = BatchOrder([len(sentence.input_ids) for sentence in encoded], config.batch_size, config.pool, config.seed)
     optimizer = torch.optim.AdamW(trained.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     checkpoint = None if checkpoint is None else Path(checkpoint)
     settings = {} if checkpoint is None else _describe_run(trained, encoded, config)
     first = 0 if checkpoint is None else _load_progress(checkpoint, trained, optimizer, settings)
 
+    batches = iter(DataLoader(_Batches(encoded, trained.tokenizer, config), None, sampler=range(first, config.steps), num_workers=workers))
+
     def compute_loss(step: int) -> torch.Tensor:
-        generator = keyed_generator(config.seed, 2, step)
-        chosen = [encoded[position] for position in order(step)]
-        return slot_loss(trained, trained.batch([_mask_pieces(sentence, trained.tokenizer, config.mask_probability, generator) for sentence in chosen]))
+        return slot_loss(trained, next(batches).to(trained.device))
 
     def after_step(done: int) -> None:
-        if checkpoint is not None and (done % config.checkpoint_every == 0 or done == config.steps):
+        if done % config.checkpoint_every and done != config.steps:
+            return
+        if checkpoint is not None:
             _save_progress(checkpoint, trained, optimizer, done, settings)
+        watch(done, trained)
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]
     losses = train_steps(

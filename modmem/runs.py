@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import typing
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
+
 from .blocks import select_parameters
 from .constraints import PenalizedConfig, check_norm, modify_constrained, modify_penalized
 from .editor import ModificationConfig
 from .evaluation import EditAccuracy
-from .facts import Evidence
+from .facts import Benchmark, Evidence
 from .fae import FactsAsExperts
 from .fae_editing import FAE_EDITING, FaeEditConfig
 from .fae_starts import FaeStart, find_model
@@ -56,6 +59,7 @@ class Sample:
     facts: str = "reported"  # S is drawn from these: "reported" or "heldout"
     drawn_from: str | None = None  # "answered" or "all"; None: as the benchmark has it
     object_frequency: str = "relation"  # or "global"
+    min_evidences: int | None = None  # distinct training sentences that each of them has at least; 0 is None
 
     def __post_init__(self):
         if self.drawn_from is None:
@@ -65,8 +69,18 @@ class Sample:
         check_choice("object_frequency", self.object_frequency, ("relation", "global"))
         check_whole("num_modified", self.num_modified)
         check_whole("seed", self.seed, least=0)
+        if self.min_evidences is not None:
+            check_whole("min_evidences", self.min_evidences, least=0)
+            object.__setattr__(self, "min_evidences", self.min_evidences or None)
 
 # %% ../nbs/5_experiments/02_runs.ipynb #draw
+@lru_cache(maxsize=2)
+def _find_supported(benchmark: Benchmark, least: int) -> frozenset[str]:
+    "The facts with at least so many distinct training sentences, by id."
+    counts = Counter(fact_id for fact_id, _ in {(sentence.fact.id, sentence.text) for sentence in benchmark.train})
+    return frozenset(fact_id for fact_id, count in counts.items() if count >= least)
+
+
 @lru_cache(maxsize=2)
 def _draw(sample: Sample, model: str, places: Places) -> ModifiedBenchmark:
     "Draw the modified facts of a row."
@@ -74,6 +88,8 @@ def _draw(sample: Sample, model: str, places: Places) -> ModifiedBenchmark:
     drawn_from_all = sample.drawn_from == "all"
     allowed = {fact.id for fact in benchmark.facts} if drawn_from_all else find_answered(sample.data, model, places)
     allowed = {fact_id for fact_id in allowed if is_heldout(fact_id) == (sample.facts == "heldout")}
+    if sample.min_evidences is not None:
+        allowed &= _find_supported(benchmark, sample.min_evidences)
     return sample_modifications(benchmark, sample.num_modified, sample.seed, "answered", sample.object_frequency, answered_by=allowed)
 
 # %% ../nbs/5_experiments/02_runs.ipynb #uniform
@@ -177,7 +193,8 @@ class Run:
     def key(self) -> str:
         "The hash of all that decides the row."
         method = {"name": METHODS[type(self.method)].name, **asdict(self.method)}
-        return hash_settings({"sample": asdict(self.sample), "start": self.start.settings, "method": method, "version": METHOD_VERSION})
+        sample = {name: value for name, value in asdict(self.sample).items() if (name, value) != ("min_evidences", None)}  # which is younger
+        return hash_settings({"sample": sample, "start": self.start.settings, "method": method, "version": METHOD_VERSION})
 
 # %% ../nbs/5_experiments/02_runs.ipynb #list-columns
 def list_columns() -> dict[str, str]:  # name -> type as text, such as "int | None"
@@ -206,6 +223,15 @@ def _split_unmodified(accuracy: EditAccuracy) -> dict[str, float]:
     parts = {"heldout": unmodified[heldout], "reported": unmodified[~heldout]}
     return {f"unmodified_accuracy_{name}": 100 * float(part["correct"].mean()) for name, part in parts.items()}
 
+
+def _measure_lost(accuracy: EditAccuracy, before: list[bool]) -> dict[str, float]:
+    "What share of the unmodified questions answered before is answered no more; and of those that a relation's commonest object does not answer."
+    unmodified = accuracy.per_fact[~accuracy.per_fact["modified"]]
+    commonest = unmodified.groupby("relation")["expected"].transform(lambda names: names.value_counts().index[0])
+    known, guessed = np.array(before, dtype=bool), (unmodified["expected"] == commonest).to_numpy()
+    parts = {"lost": known, "lost_uncommon": known & ~guessed}
+    return {name: 100 * float((~unmodified["correct"][which].astype(bool)).mean()) for name, which in parts.items()}
+
 # %% ../nbs/5_experiments/02_runs.ipynb #compute-row
 def compute_row(
     run: Run,
@@ -223,6 +249,7 @@ def compute_row(
         **run.settings,
         **trial.row,
         **_split_unmodified(trial.accuracy),
+        **_measure_lost(trial.accuracy, before),
         **method.describe(trial.accuracy, before, modified),
         "modified_accuracy_before": 100 * sum(knew) / len(knew),
         "unmodified_accuracy_before": 100 * sum(before) / len(before),

@@ -54,8 +54,9 @@ def _versions(places: Places) -> dict[str, str]:
 
     import modmem
 
+    rounded = torch.device(places.device).type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     return {
-        "device": places.device, "method_version": str(METHOD_VERSION), "modmem_version": modmem.__version__,
+        "device": places.device + (" with TF32" if rounded else ""), "method_version": str(METHOD_VERSION), "modmem_version": modmem.__version__,
         "torch_version": torch.__version__, "transformers_version": transformers.__version__, "python_version": platform.python_version(),
     }
 

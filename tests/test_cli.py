@@ -361,16 +361,16 @@ def checkpoint_often(monkeypatch):
 
 
 def interrupt_in_step(monkeypatch, step):
-    from modmem.masked_lm import MaskedLM
+    import modmem.pretraining
 
-    batch, steps = MaskedLM.batch, iter(range(1, 10**6))
+    slot_loss, steps = modmem.pretraining.slot_loss, iter(range(1, 10**6))
 
-    def interrupted(self, encoded):
+    def interrupted(masked_lm, batch):
         if next(steps) == step:
             raise KeyboardInterrupt
-        return batch(self, encoded)
+        return slot_loss(masked_lm, batch)
 
-    monkeypatch.setattr(MaskedLM, "batch", interrupted)
+    monkeypatch.setattr(modmem.pretraining, "slot_loss", interrupted)
 
 
 def test_interrupted_pretraining_continues_to_the_same_model(run, tmp_path, monkeypatch, checkpoint_often):
@@ -379,7 +379,7 @@ def test_interrupted_pretraining_continues_to_the_same_model(run, tmp_path, monk
     assert run(*command, "whole")[0] == 0
     with monkeypatch.context() as patch:
         interrupt_in_step(patch, 4)
-        assert run(*command, "interrupted") == (130, "", "")
+        assert run(*command, "interrupted") == (130, "", "modmem: 2 of 5 steps\n")
     assert not (tmp_path / "interrupted").exists() and (tmp_path / "interrupted.unfinished.safetensors").exists()
     other = [*command[:6], "6", *command[7:]]
     assert "other settings" in one_line(*run(*other, "interrupted"))
@@ -387,6 +387,23 @@ def test_interrupted_pretraining_continues_to_the_same_model(run, tmp_path, monk
     assert code == 0 and re.search("^sentences +2\nsteps +3$", output, flags=re.MULTILINE)
     assert (tmp_path / "interrupted" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert not list(tmp_path.glob("*.unfinished.*"))
+
+
+def test_pretraining_tells_its_course_and_may_halve_the_weights(run, tmp_path, checkpoint_often):
+    (tmp_path / "corpus.txt").write_text("the sport of ada is chess .\n\nshe is a painter .\n", encoding="utf-8")
+    write_trex(tmp_path / "lama")
+    command = ["pretrain", "--corpus", "corpus.txt", "--init", "synthetic", "--steps", "5", "--batch-size", "2", "--output"]
+    code, _, errors = run(*command, "half", "--half", "--trex", "lama", "--workers", "1")
+    assert code == 0 and re.search("^modmem: 4 of 5 steps, [0-9.]+ % of the questions answered$", errors, flags=re.MULTILINE), errors
+    record = json.loads((tmp_path / "half" / "pretraining.json").read_text())
+    assert [point["step"] for point in record["course"]] == [2, 4, 5] and record["config"]["steps"] == 5
+    assert all(0 <= point["accuracy"] <= 100 and 0 < point["loss"] < 50 for point in record["course"])
+    assert run(*command, "whole")[0] == 0
+    from modmem.masked_lm import load_masked_lm
+
+    half, whole = (load_masked_lm(tmp_path / name) for name in ("half", "whole"))
+    for ours, theirs in zip(half.model.parameters(), whole.model.parameters()):
+        assert ours.dtype is theirs.dtype and ours.equal(theirs.half().float())
 
 
 @pytest.mark.parametrize("name", ["base", "large", "albert", "faithful"])
@@ -405,10 +422,12 @@ def test_pretraining_the_synthetic_world_follows_the_recipe(run, tmp_path, monke
 
 
 def test_a_corpus_may_be_packed(tmp_path):
+    from modmem.pretraining import read_sentences
+
     text = "Ada paints.\n\n  Ben sings.  \n".encode()
     for name, packed in (("a.txt", text), ("a.txt.xz", lzma.compress(text)), ("a.txt.gz", gzip.compress(text, mtime=0))):
         (tmp_path / name).write_bytes(packed)
-        assert cli._read_corpus(tmp_path / name) == ["Ada paints.", "Ben sings."]
+        assert read_sentences(tmp_path / name) == ["Ada paints.", "Ben sings."]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import safetensors.torch
 import torch
 from tiny_models import TINY, WORLD, ask, assert_untouched, same_bits, same_weights, snapshot, tiny_albert, tiny_bert
 
+import modmem.pretraining
 from modmem.facts import MASK
 from modmem.files import DataError
 from modmem.batches import EncodedEvidence
-from modmem.masked_lm import MaskedLM
+from modmem.finetuning import slot_loss
 from modmem.pretraining import PretrainingConfig, _encode_sentences, _mask_pieces, pretrain, reinitialize
 
 TEXT = [one.text.replace(MASK, one.fact.object) for one in WORLD.train[:60]]
@@ -111,15 +112,15 @@ class Stopped(Exception):
 
 
 def stop_after(monkeypatch, steps):
-    "Let a run die when it asks for the batch of this step."
-    original, calls = MaskedLM.batch, iter(range(10**6))
+    "Let a run die when it asks for the loss of this step."
+    calls = iter(range(10**6))
 
-    def batch(self, encoded):
+    def loss(masked_lm, batch):
         if next(calls) == steps:
             raise Stopped
-        return original(self, encoded)
+        return slot_loss(masked_lm, batch)
 
-    monkeypatch.setattr(MaskedLM, "batch", batch)
+    monkeypatch.setattr(modmem.pretraining, "slot_loss", loss)
 
 
 @pytest.mark.parametrize(("stopped", "kept"), [(2, 0), (4, 4), (5, 4), (11, 8)])
@@ -134,6 +135,16 @@ def test_interrupted_run_continues_bit_for_bit(bert, whole, tmp_path, monkeypatc
     finished, none = pretrain(bert, TEXT, CONFIG, checkpoint=file)  # the last step is kept too
     assert none == [] and same_weights(finished, whole[0])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
+def test_batches_that_others_make_ahead_change_nothing(bert, whole, tmp_path, monkeypatch):
+    ahead, losses = pretrain(bert, TEXT, CONFIG, workers=2)
+    assert losses == whole[1] and same_weights(ahead, whole[0])
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 5)
+        pretrain(bert, TEXT, CONFIG, tmp_path / "unfinished.safetensors", workers=1)
+    resumed, _ = pretrain(bert, TEXT, CONFIG, tmp_path / "unfinished.safetensors", workers=1)
+    assert same_weights(resumed, whole[0])
 
 
 @pytest.mark.parametrize("family", TINY)
