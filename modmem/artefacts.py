@@ -41,7 +41,7 @@ def notebook_path(
 
 
 def parameter_file(
-    scale: str,  # "synthetic" (its full grid), "small" or "paper"
+    scale: str,  # "synthetic" (its full grid), "tiny", "small" or "paper"
 ) -> Path:
     "Find the parameters of a scale; `DataError` if there are none."
     path = _notebooks() / "paper" / f"{scale}.yaml"
@@ -159,7 +159,7 @@ def _read_yaml(path: Path) -> Any:
 def _read_file(path: Path, known: Mapping[str, Mapping[str, str]]) -> dict[str, dict]:
     "Read a parameter file: artefact -> parameters, checked; an artefact's own go before those of all."
     entries, values = _read_yaml(path), {name: {} for name in known}
-    entries = entries if isinstance(entries, dict) else {"": entries}
+    entries = {name: given for name, given in entries.items() if name != "artefacts"} if isinstance(entries, dict) else {"": entries}
     for entry, given in sorted(entries.items(), key=lambda item: item[0] != "all"):
         if not isinstance(given, dict):
             raise DataError(f"expected artefacts with their parameters, found {given!r}", path, field=entry or None)
@@ -169,6 +169,16 @@ def _read_file(path: Path, known: Mapping[str, Mapping[str, str]]) -> dict[str, 
         for name, own in _assign(given, having, _check_value, lambda name, reason: DataError(str(reason), path, field=f"{entry}.{name}")).items():
             values[name] |= own
     return values
+
+
+def _read_choice(path: Path, known: Iterable[str]) -> list[str]:
+    "Read which artefacts a parameter file chooses where nothing else does: its entry `artefacts`; all without one."
+    entries = _read_yaml(path)
+    chosen = entries.get("artefacts", list(known)) if isinstance(entries, dict) else list(known)
+    for name in chosen if isinstance(chosen, list) else [chosen]:
+        if name not in known or not isinstance(chosen, list):
+            raise DataError(f"expected a list of artefacts{_suggest(str(name), known)}", path, field="artefacts")
+    return chosen
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #artefact
 @dataclass(frozen=True)
@@ -188,7 +198,7 @@ class Artefact:
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #choose
 def choose_artefacts(
-    names: Sequence[str],  # none: all there are
+    names: Sequence[str],  # none: those that the file chooses, or all there are
     given: Sequence[str] = (),  # "NAME=VALUE"
     file: Path | None = None,  # parameters in YAML
     options: Mapping[str, Any] | None = None,  # of the command: some of `OPTIONS`
@@ -198,7 +208,8 @@ def choose_artefacts(
     for name in names:
         if name not in known:
             raise ValueError(f"there is no artefact {name!r}{_suggest(name, known)}")
-    chosen = [name for name in known if not names or name in names]
+    names = names or (_read_choice(file, known) if file else list(known))
+    chosen = [name for name in known if name in names]
     values = _read_file(file, known) if file else {name: {} for name in known}
     pairs = dict(pair.partition("=")[::2] for pair in given)
     by_hand = _assign(pairs, {name: known[name] for name in chosen}, _read_value, lambda name, reason: ValueError(f"-p {name}: {reason}"))

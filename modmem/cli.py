@@ -593,8 +593,8 @@ def _shard_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-_Names = Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: all but edit_synthetic, a guide.")]
-_Scale = Annotated[Literal["synthetic", "small", "paper"], typer.Option(metavar="NAME", help="synthetic, small or paper.")]
+_Names = Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: those of the scale, or all but edit_synthetic, a guide.")]
+_Scale = Annotated[Literal["synthetic", "tiny", "small", "paper"], typer.Option(metavar="NAME", help="synthetic, tiny, small or paper.")]
 _Full = Annotated[bool, typer.Option("--full", help="The full grid of the synthetic scale.")]
 _Output = Annotated[Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for the results; figures/SCALE, in a checkout _runs/figures/SCALE.")]
 _Store = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Folder for rows and for models that are made.")]
@@ -635,20 +635,22 @@ def _check_places(folders: Sequence[Path], data: Sequence[Path | None]) -> None:
 def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options: Mapping[str, Any]) -> list:
     "Choose the artefacts and list their rows; what is wrong with the parameters is bad input."
     artefacts = _lazy.artefacts
-    names = names or [name for name in artefacts.list_artefacts() if name != "edit_synthetic"]  # a guide, which has to be named
     try:
-        return [artefacts.list_runs(artefact) for artefact in artefacts.choose_artefacts(names, given, scale and artefacts.parameter_file(scale), options)]
+        chosen = artefacts.choose_artefacts(names, given, scale and artefacts.parameter_file(scale), options)
+        return [artefacts.list_runs(one) for one in chosen if names or one.name != "edit_synthetic"]  # a guide, which has to be named
     except DataError:
         raise
     except ValueError as error:
         raise _UsageError(str(error)) from None
 
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce-needs
-def _check_needs(artefacts: Sequence, device: str, engine: str) -> None:
-    "Refuse rows that could only fail: their dataset has no place, or this machine no such device."
+def _check_needs(artefacts: Sequence, store: Path, rows: Path | None, device: str, engine: str) -> None:
+    "Refuse rows that are still to be computed and could only fail: their dataset has no place, or this machine no such device."
+    known = _lazy.rows.load_results(store, rows)
+    done = set(known.loc[known["status"] == "done", "key"])
     for artefact in artefacts:
         for name in ("trex", "zsre"):
-            needed = any(run.settings["benchmark"] == name for run in artefact.runs)
+            needed = any(run.settings["benchmark"] == name and run.key not in done for run in artefact.runs)
             _require(not needed or getattr(artefact.places, name), f"{artefact.name} asks for rows on {name}, which needs --{name}")
     if engine == "local":
         _check_device(device)
@@ -734,7 +736,7 @@ def _reproduce(
     artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, options)
     if looks:
         return _look(artefacts, store, rows, looks[0], as_json)
-    _check_needs(artefacts, device, engine)
+    _check_needs(artefacts, store, rows, device, engine)
     work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None, "retries": retries, "row_timeout": row_timeout}
     with _stoppable():
         _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)

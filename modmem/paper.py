@@ -116,21 +116,31 @@ def list_failed(
     return rows.loc[rows["status"] == "failed", [*apart, "error"]]
 
 # %% ../nbs/5_experiments/10_paper.ipynb #list-cuts
+def _list_edges(chosen: pd.DataFrame) -> list[str]:
+    "Name the choices of a radius that lie at the edge of the radii tried."
+    names = [name for name in (*list_columns(), "chosen_on") if name in chosen and name not in ("seed", "facts")]
+    apart = [name for name in names if name == "radius" or chosen[name].astype(str).nunique() > 1]
+    at_edge = chosen.loc[chosen["edge"].eq(True), apart].drop_duplicates()
+    return [", ".join(f"{name} {value:g}" if name == "radius" else f"{name.replace('_', ' ')} {value}" for name, value in line.items()) for line in at_edge.to_dict("records")]
+
+
 def list_cuts(
     paper: Paper, rows: pd.DataFrame,
     own: Mapping[str, bool] = {},  # the notebook's own sentences, and whether they are true
     benchmark: str = "T-REx",  # the paper's
     models: str = "the model {model} of the world instead of BERT-Base",  # what is said of the world's models
     runs: int = 5,  # of the paper
+    chosen: pd.DataFrame | None = None,  # of `select_radius`, perhaps with `chosen_on`
 ) -> list[str]:
     "List what was cut from the paper's grid."
     given = paper.parameters
     used = given.get("models", [given["model"]] if "model" in given else [])
-    failed = len(list_failed(rows))
+    failed, edges = len(list_failed(rows)), [] if chosen is None else _list_edges(chosen)
     return [cut for cut, made in {
         f"the benchmark {given['benchmark']} instead of {benchmark}": given["benchmark"] != benchmark.replace("-", "").lower(),
         models.format(model=given.get("model")): bool(set(used) & set(RECIPES)),
         **own,
         f"{len(given.get('seeds', ()))} of the paper's {runs} runs": len(given.get("seeds", ())) < runs,
+        f"{len(edges)} of the chosen radii at the edge of those tried: {'; '.join(edges)}": len(edges) > 0,
         f"{failed} rows that failed": failed > 0,
     }.items() if made]

@@ -23,6 +23,7 @@ from typing import Any
 import joblib
 import pandas as pd
 import torch
+from joblib.externals.loky import process_executor
 from tqdm import tqdm
 
 from .fae_starts import FaeStart, find_model
@@ -149,6 +150,7 @@ def _in_processes(task: Callable, items: Iterable, jobs: int) -> Iterator[tuple]
     "Items with their results, as they get ready; the items are fetched as processes get free."
 
     def with_item(item: Any) -> tuple:
+        process_executor._MAX_MEMORY_LEAK_SIZE = math.inf  # data and models are kept for the next row: no leak to end a worker for
         return item, task(item)
 
     with joblib.parallel_config("loky", inner_max_num_threads=1):

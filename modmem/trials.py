@@ -75,7 +75,7 @@ def select_radius(
     by: Sequence[str],  # the settings that tell groups apart
     on: str = "reported",  # or "heldout": the facts that choose
     also: Sequence[str] = (),  # settings that are chosen together with the radius, such as blocks
-) -> pd.DataFrame:  # reported rows with the settings chosen; none of a group that nothing chose for
+) -> pd.DataFrame:  # reported rows with the settings chosen, none of a group that nothing chose for; `edge`: no larger or no smaller radius was tried
     "Choose the radius with the best mean accuracy in each group (Section 4.2)."
     check_choice("on", on, ("reported", "heldout"))
     everywhere = {"status": "done", "facts": "reported"}
@@ -87,4 +87,7 @@ def select_radius(
     means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in settings]).mean()
     best = means.dropna().groupby(level=list(range(len(by)))).idxmax()
     reported = bounded[bounded["facts"] == "reported"]
+    tried = reported.groupby(settings[:-1])["radius"]
+    lowest, highest = tried.transform("min"), tried.transform("max")
+    reported = reported.assign(edge=(lowest < highest) & ((reported["radius"] == lowest) | (reported["radius"] == highest)))
     return reported[pd.MultiIndex.from_frame(reported[settings]).isin(list(best))].reset_index(drop=True)

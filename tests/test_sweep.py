@@ -301,8 +301,19 @@ def test_an_item_that_kills_its_process_is_found_out_and_the_others_are_done():
         return -item
 
     results = dict(sweep._locally(work, range(7), 2, None))
-    get_reusable_executor().shutdown(wait=True)  # the next test's processes are much larger, which joblib takes for a leak
     assert results == {0: 0, 1: -1, 2: -2, 3: None, 4: -4, 5: -5, 6: -6}
+
+
+def test_a_process_that_has_loaded_much_keeps_it_for_the_next_row():
+    def work(item):
+        loaded = vars(sys).setdefault("loaded", [])
+        time.sleep(1.2)  # joblib looks at the memory once a second
+        loaded.append(bytes(bytearray(b"x") * 200_000_000) if item > 1 and len(loaded) < 4 else b"")
+        return os.getpid()
+
+    processes = dict(sweep._locally(work, range(8), 2, None))
+    get_reusable_executor().shutdown(wait=True)  # they are large
+    assert len(set(processes.values())) == 2
 
 
 def test_local_processes_compute_the_same_rows(places, expected, tmp_path):
