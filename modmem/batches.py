@@ -5,6 +5,7 @@
 # %% ../nbs/1_method/13_batches.ipynb #imports
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,8 @@ import torch
 from .facts import MASK, Benchmark, Evidence
 
 # %% auto #0
-__all__ = ['EncodedEvidence', 'encode_evidence', 'MaskedBatch', 'make_batch', 'bucket_by_length', 'keep_answerable']
+__all__ = ['EncodedEvidence', 'encode_evidence', 'MaskedBatch', 'make_batch', 'bucket_by_length', 'keep_answerable', 'find_seen',
+           'keep_unseen']
 
 # %% ../nbs/1_method/13_batches.ipynb #encoded-evidence
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,39 @@ class EncodedEvidence:
     input_ids: list[int]  # with the tokenizer's special tokens
     slots: list[int]  # positions of the mask tokens
     labels: list[int]  # pieces of the object, one for each slot
+
+# %% ../nbs/1_method/13_batches.ipynb #cut
+def _split(sentence: Evidence) -> tuple[str, str, str]:
+    "What stands before the object, the object, and what follows; with one space at most at either edge."
+    before, after = sentence.text.strip().split(MASK)
+    left, right = before.rstrip(), after.lstrip()
+    return left + " " * (left != before), sentence.fact.object.strip(), " " * (right != after) + right
+
+
+def _cut(tokenizer, parts: tuple[str, str, str], ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], ...] | None:
+    "Cut the pieces of a sentence where its parts meet; None if that is within a piece, or within a word of WordPiece."
+    start, end = len(parts[0].rstrip()), len(parts[0]) + len(parts[1])
+    first = bisect_right([stop for _, stop in offsets], start)
+    last = max(first, bisect_left([begin for begin, _ in offsets], end))
+    across = first < last and (offsets[first][0] < start or offsets[last - 1][1] > end)
+    edges = tokenizer.convert_ids_to_tokens([*ids[first : first + 1], *ids[last : last + 1]])
+    return None if across or any(piece.startswith("##") for piece in edges) else (ids[:first], ids[first:last], ids[last:])
+
+# %% ../nbs/1_method/13_batches.ipynb #pieces-around
+def _pieces_around(tokenizer, sentences: list[tuple[str, str, str]]) -> list[tuple[list[int], ...]]:
+    "The pieces before each object, its own inside the sentence, and those after it."
+    def encode(texts: list[str], **more) -> dict:
+        return tokenizer(texts, add_special_tokens=False, verbose=False, **more)
+
+    cuts = [None] * len(sentences)
+    if tokenizer.is_fast:  # others have no offsets
+        read = encode(["".join(parts) for parts in sentences], return_offsets_mapping=True)
+        cuts = [_cut(tokenizer, *sentence) for sentence in zip(sentences, read["input_ids"], read["offset_mapping"])]
+    apart = [number for number, cut in enumerate(cuts) if cut is None]
+    pieces = encode([part.strip() for number in apart for part in sentences[number]])["input_ids"] if apart else []
+    for place, number in enumerate(apart):
+        cuts[number] = tuple(pieces[3 * place : 3 * place + 3])
+    return cuts
 
 # %% ../nbs/1_method/13_batches.ipynb #window
 def _window(length: int, first: int, last: int, limit: int) -> slice:
@@ -36,18 +71,13 @@ def encode_evidence(
     evidence: Sequence[Evidence],
     max_length: int = 512,  # tokens, special ones included
 ) -> list[EncodedEvidence]:
-    "Tokenize evidence; the slot becomes as many mask tokens as the object has pieces."
+    "Tokenize evidence; the slot becomes as many mask tokens as the object has pieces inside its sentence."
     if not evidence:
         return []
-    objects = [sentence.fact.object for sentence in evidence]
-    pieces = dict(zip(set(objects), tokenizer(list(set(objects)), add_special_tokens=False)["input_ids"]))
-    sides = [side.strip() for sentence in evidence for side in sentence.text.split(MASK)]
-    tokens = tokenizer(sides, add_special_tokens=False, verbose=False)["input_ids"]
     encoded = []
-    for label, before, after in zip(objects, tokens[0::2], tokens[1::2]):
-        labels = pieces[label]
+    for sentence, (before, labels, after) in zip(evidence, _pieces_around(tokenizer, [_split(sentence) for sentence in evidence])):
         if not 0 < len(labels) <= max_length - 2:
-            raise ValueError(f"the object {label!r} takes {len(labels)} pieces; there is room for 1 to {max_length - 2}")
+            raise ValueError(f"the object {sentence.fact.object!r} takes {len(labels)} pieces; there is room for 1 to {max_length - 2}")
         first = len(before)
         ids = before + [tokenizer.mask_token_id] * len(labels) + after
         window = _window(len(ids), first, first + len(labels) - 1, max_length - 2)
@@ -103,11 +133,40 @@ def bucket_by_length(
 def keep_answerable(tokenizer, benchmark: Benchmark, max_pieces: int = 20) -> Benchmark:
     "Leave out the facts whose object the tokenizer cannot say in `max_pieces` known pieces (Appendix A)."
     objects = sorted({fact.object for fact in benchmark.facts})
-    pieces = tokenizer(objects, add_special_tokens=False)["input_ids"]
+    pieces = _pieces_around(tokenizer, [("is ", label.strip(), " .") for label in objects])
     unknown = tokenizer.unk_token_id
-    good = {label for label, ids in zip(objects, pieces) if 0 < len(ids) <= max_pieces and unknown not in ids}
+    good = {label for label, (_, ids, _) in zip(objects, pieces) if 0 < len(ids) <= max_pieces and unknown not in ids}
     if len(good) == len(objects):
         return benchmark
     facts = tuple(fact for fact in benchmark.facts if fact.object in good)
     train, test = (tuple(sentence for sentence in side if sentence.fact.object in good) for side in (benchmark.train, benchmark.test))
     return replace(benchmark, facts=facts, train=train, test=test)
+
+# %% ../nbs/1_method/13_batches.ipynb #read-in-parts
+def _read_in_parts(tokenizer, evidence: Sequence[Evidence], size: int = 4096) -> Iterator[list[int]]:
+    "The token ids of each evidence, uncut; so many evidences are tokenized at a time."
+    for start in range(0, len(evidence), size):
+        for before, labels, after in _pieces_around(tokenizer, [_split(sentence) for sentence in evidence[start : start + size]]):
+            yield [*before, *[tokenizer.mask_token_id] * len(labels), *after]
+
+# %% ../nbs/1_method/13_batches.ipynb #keep-unseen
+def find_seen(
+    tokenizer,
+    train: Sequence[Evidence],
+    test: Sequence[Evidence],
+) -> dict[int, int]:  # position in `test` -> position in `train`
+    "Find the test evidence that this tokenizer cannot tell from training evidence: same pieces, same slots."
+    asked, seen = {}, {}
+    for position, read in enumerate(_read_in_parts(tokenizer, test)):
+        asked.setdefault(tuple(read), []).append(position)
+    for position, read in enumerate(_read_in_parts(tokenizer, train)):
+        for question in asked.pop(tuple(read), ()):
+            seen[question] = position
+    return seen
+
+
+def keep_unseen(tokenizer, benchmark: Benchmark) -> Benchmark:
+    "Leave out the test questions that this tokenizer cannot tell from training evidence."
+    seen = find_seen(tokenizer, benchmark.train, benchmark.test)
+    test = tuple(question for position, question in enumerate(benchmark.test) if position not in seen)
+    return replace(benchmark, test=test) if seen else benchmark

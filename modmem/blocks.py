@@ -36,7 +36,7 @@ def check_blocks(
 def select_parameters(
     masked_lm: MaskedLM,
     blocks: int | Sequence[int] | str,  # an index from 0, a list of indices, or "all"
-) -> dict[str, torch.nn.Parameter]:  # name -> parameter, each once, without the key biases
+) -> dict[str, torch.nn.Parameter]:  # name -> parameter, each once, without those that change no answer
     "Select the weights of Transformer blocks; never embeddings or head (Section 3.3)."
     modules = masked_lm.blocks
     chosen = check_blocks(blocks)
@@ -49,7 +49,7 @@ def select_parameters(
     return {
         name: parameter
         for name, parameter in masked_lm.model.named_parameters()
-        if id(parameter) in wanted and not name.endswith(".key.bias")
+        if id(parameter) in wanted and not name.endswith(masked_lm.architecture.silent)
     }
 
 # %% ../nbs/1_method/16_blocks.ipynb #named-weights

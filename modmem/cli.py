@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 import modmem
-from .files import DataError, load_record, read_jsonl, write_atomically
+from .files import DataError, load_record, write_atomically
 
 if TYPE_CHECKING:
     from modmem.editor import Edit
@@ -56,9 +56,16 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _escape_unprintable() -> None:
+    "Let letters that a terminal's encoding lacks come out as their codes."
+    with contextlib.suppress(AttributeError):  # a stream of a caller's own
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 @_app.callback()
 def _modmem(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False) -> None:
     "Modify facts in masked language models, and little else."
+    _escape_unprintable()
 
 
 def _require(fulfilled: bool, otherwise: str) -> None:
@@ -180,6 +187,7 @@ _Zsre = Annotated[Path | None, typer.Option("--zsre", metavar="FILE", help="zsRE
 _Synthetic = Annotated[bool, typer.Option("--synthetic", help="The synthetic world.")]
 _Download = Annotated[bool, typer.Option("--download", help="Fetch the official data first: into DIR, or as FILE.")]
 _Relations = Annotated[str | None, typer.Option("--relations", metavar="P19,P20", help="Of T-REx, these relations only.")]
+_Lenient = Annotated[bool, typer.Option("--lenient", help="Leave out what is bad in a dataset, and count it, instead of stopping.")]
 _Folder = Annotated[Path, typer.Option("--output", metavar="DIR", file_okay=False, help="New folder for the model.")]
 _Rate = Annotated[float | None, typer.Option("--learning-rate", parser=_finite, metavar="NUMBER", help="Highest learning rate.")]
 _Steps = Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Optimizer steps.")]
@@ -209,9 +217,6 @@ def _check_output(path: Path) -> None:
         raise DataError(f"cannot be written, {error.strerror}", path) from None
 
 
-_EDIT_RECORD = frozenset({"base_hash", "edited_hash", "config", "outcome", "evidence"})
-
-
 def _check_tensors(path: Path) -> None:
     "Refuse what is no safetensors file, or was cut."
     from safetensors import SafetensorError, safe_open
@@ -219,14 +224,26 @@ def _check_tensors(path: Path) -> None:
     try:
         safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
-        raise DataError(f"expected a safetensors file: {error}", path) from None
+        pointer = path.stat().st_size < 1000 and b"git-lfs" in path.read_bytes()
+        raise DataError(f"expected a safetensors file: {'this is a Git LFS pointer to it, git lfs pull fetches it' if pointer else error}", path) from None
 
 
-def _read_record(path: Path) -> dict:
-    return load_record(path, "edit", _EDIT_RECORD, with_tensors=False)[1]
+def _check_parts(folder: Path) -> None:
+    "Refuse a folder that lacks what a model is made of."
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if name.endswith(".bin")]
+    cure = f", not in {pickles[0]} alone; whoever trusts that file can load it with transformers, and save_pretrained" if pickles else ""
+    needed = {
+        "a model's folder, with a config.json": "config.json" in names,
+        f"weights in *.safetensors{cure}": any(name.endswith(".safetensors") for name in names),
+        f"a tokenizer: {', '.join(_TOKENIZERS)}": set(names) & set(_TOKENIZERS),
+    }
+    for what in (what for what, found in needed.items() if not found):
+        raise DataError(f"expected {what}", folder)
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-model
-_FAMILIES = ("bert", "albert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
+_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "mpnet", "deberta-v2", "modernbert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
 def _check_model(model: str) -> dict:
@@ -237,27 +254,31 @@ def _check_model(model: str) -> dict:
         if a_path or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
             raise DataError("no such model; expected 'synthetic', a folder, or a hub id", model)
         return {}
-    path, weights, names = folder / "config.json", sorted(folder.glob("*.safetensors")), {path.name for path in folder.iterdir()}
-    needed = {
-        "a model's folder, with a config.json": path.name in names,
-        "weights in *.safetensors": weights,
-        "a tokenizer: tokenizer.json, vocab.txt or spiece.model": names & {"tokenizer.json", "vocab.txt", "spiece.model"},
-    }
-    for what in (what for what, found in needed.items() if not found):
-        raise DataError(f"expected {what}", folder)
+    _check_parts(folder)
+    path, weights = folder / "config.json", sorted(folder.glob("*.safetensors"))
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"expected one JSON object, {error}", path) from None
-    if not isinstance(config, dict) or config.get("model_type") not in _FAMILIES:
-        raise DataError(f"expected a model of type {' or '.join(_FAMILIES)}", path, field="model_type")
-    for path in weights:
-        _check_tensors(path)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise DataError(f"expected a model of type {', '.join(_FAMILIES)}", path, field="model_type")
+    if config["model_type"] not in _FAMILIES:
+        _lazy.masked_lm.load_masked_lm(model)  # refuses it, and says where its blocks may be
+    single = folder / "model.safetensors"
+    for weight_file in [single] if single in weights else weights:  # others are not read
+        _check_tensors(weight_file)
     return config
 
 # %% ../nbs/6_commands/04_cli.ipynb #read-source
+def _read_trex(directory: Path, relations: str | None, **options) -> Benchmark:
+    "Read T-REx from LAMA's data folder, or from one that has it where its zip file, or a download, puts it."
+    places = (directory, directory / "data", directory / "LAMA" / "data")
+    folder = next((place for place in places if (place / "relations.jsonl").exists()), directory)
+    return _lazy.trex.load_trex(folder, relations and re.split(r"[,\s]+", relations.strip(", ")), **options)
+
+
 def _read_source(
-    trex: Path | None, zsre: Path | None, synthetic: bool, download: bool, relations: str | None, keep_duplicates: bool = False
+    trex: Path | None, zsre: Path | None, synthetic: bool, download: bool, relations: str | None, keep_duplicates: bool = False, lenient: bool = False
 ) -> Benchmark:
     "Read the one dataset that the options name."
     _require((trex is not None) + (zsre is not None) + synthetic == 1, "expected exactly one of --trex DIR, --zsre FILE and --synthetic")
@@ -267,11 +288,14 @@ def _read_source(
         _lazy.download.download_trex(trex, _lazy.download.TREX_URL) if trex is not None else _lazy.download.download(_lazy.download.ZSRE_URL, zsre, b"{")
     if synthetic:
         return _lazy.world.make_world()
-    if zsre is not None:
-        return _lazy.zsre.load_zsre(zsre)
-    unpacked = trex / "LAMA" / "data"  # where a download puts it
-    folder = unpacked if unpacked.is_dir() and not (trex / "relations.jsonl").exists() else trex
-    return _lazy.trex.load_trex(folder, relations and relations.split(","), keep_duplicates=keep_duplicates)
+    on_error = "skip" if lenient else "raise"
+    try:
+        if zsre is not None:
+            return _lazy.zsre.load_zsre(zsre, on_error=on_error)
+        return _read_trex(trex, relations, keep_duplicates=keep_duplicates, on_error=on_error)
+    except DataError as error:
+        _require(not error.skippable, f"{error} (--lenient leaves it out)")
+        raise
 
 # %% ../nbs/6_commands/04_cli.ipynb #report
 def _to_json(results: Mapping, **options) -> str:
@@ -315,10 +339,14 @@ def _load(model: str, device: str) -> MaskedLM:
 
 
 def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
-    "Leave out facts that the tokenizer cannot say, and say how many."
+    "Leave out facts that the tokenizer cannot say, and questions that it cannot tell from training evidence; say how many."
     kept = _lazy.batches.keep_answerable(masked_lm.tokenizer, benchmark)
     if len(kept.facts) < len(benchmark.facts):
         _say(f"left out {len(benchmark.facts) - len(kept.facts)} facts with an object that this tokenizer cannot say in 20 pieces")
+    unseen = _lazy.batches.keep_unseen(masked_lm.tokenizer, kept)
+    if len(unseen.test) < len(kept.test):
+        _say(f"left out {len(kept.test) - len(unseen.test)} test questions that to this tokenizer are training evidence")
+        kept = unseen
     if not kept.train or not kept.test:
         raise DataError("expected facts to train on and to test with, there are none left", benchmark.name)
     return kept
@@ -326,10 +354,11 @@ def _keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:
 # %% ../nbs/6_commands/04_cli.ipynb #statistics
 @_app.command("statistics")
 def _statistics(
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
+    lenient: _Lenient = False,
 ) -> None:
     "Count a dataset's facts and questions, as in Table 1."
-    typer.echo(_lazy.facts.benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True)).to_string())
+    typer.echo(_lazy.facts.benchmark_statistics(_read_source(trex, zsre, synthetic, download, relations, keep_duplicates=True, lenient=lenient)).to_string())
 
 # %% ../nbs/6_commands/04_cli.ipynb #pretrain-parts
 def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
@@ -407,7 +436,7 @@ def _finetune_and_save(masked_lm: MaskedLM, benchmark: Benchmark, settings: dict
 @_app.command("finetune")
 def _finetune(
     model: _Model, output: _Folder,
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None, lenient: _Lenient = False,
     steps: _Steps = None,
     epochs: Annotated[float | None, typer.Option(parser=_finite, metavar="NUMBER", help="Passes over the evidence.")] = None,
     batch_size: _BatchSize = 64, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
@@ -419,13 +448,20 @@ def _finetune(
     _require(steps is None or epochs is None, "expected either --steps or --epochs")
     _check_output(output)
     _check_model(model)
-    benchmark = _read_source(trex, zsre, synthetic, download, relations)
+    benchmark = _read_source(trex, zsre, synthetic, download, relations, lenient=lenient)
     masked_lm = _load(model, device)
     benchmark = _keep_answerable(masked_lm, benchmark)
     settings = {"steps": steps if epochs is not None else steps or 500, "epochs": epochs, "batch_size": batch_size}
     _report(_finetune_and_save(masked_lm, benchmark, settings | {"learning_rate": learning_rate, "seed": seed}, output))
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-edits
+_EDIT_RECORD = frozenset({"base_hash", "edited_hash", "config", "outcome", "evidence"})
+
+
+def _read_record(path: Path) -> dict:
+    return load_record(path, "edit", _EDIT_RECORD, with_tensors=False)[1]
+
+
 def _check_replaceable(path: Path) -> None:
     "Refuse to replace a file that is no edit."
     try:
@@ -440,13 +476,15 @@ def _check_blocks(blocks: int | list[int] | str, num_blocks: int) -> None:
         _require(index < num_blocks, f"Invalid value for '--blocks': expected indices from 0 to {num_blocks - 1}, found {index}")
 
 
-def _check_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
-    "Refuse new objects that the tokenizer cannot say."
+def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
+    "Refuse new objects that the tokenizer cannot say, and sentences that it cannot tell apart."
     facts = tuple(edits.modified_facts.values())
     kept = set(_lazy.batches.keep_answerable(masked_lm.tokenizer, _lazy.facts.Benchmark(facts, (), ())).facts)
-    for fact, (line, _) in zip(facts, read_jsonl(path)):
+    lines = _lazy.edits.find_lines(edits, path)
+    for fact in facts:
         if fact not in kept:
-            raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, line, "new_object")
+            raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, lines[fact.id], "new_object")
+    _lazy.edits.check_phrasings(masked_lm, edits, path)
 
 # %% ../nbs/6_commands/04_cli.ipynb #edit-parts
 def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Edit:
@@ -505,7 +543,7 @@ def _edit(
     _check_blocks(blocks, _check_model(model).get("num_hidden_layers", math.inf))
     modified = _lazy.edits.read_edits(edits)
     masked_lm = _load(model, device)
-    _check_objects(masked_lm, modified, edits)
+    _check_edits(masked_lm, modified, edits)
     settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps}
     edit = _make_edit(masked_lm, modified, settings | {"batch_size": batch_size, "seed": seed})
     results = _answer_edits({"before": masked_lm, "after": _apply(masked_lm, edit, output)}, modified)
@@ -545,21 +583,22 @@ def _score_benchmark(models: Mapping[str, MaskedLM], record: dict | None, benchm
 def _evaluate(
     model: _Model,
     edits: Annotated[Path | None, typer.Argument(metavar="EDITS.jsonl", help="A list of edits, in place of a dataset.")] = None,
-    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None,
+    trex: _Trex = None, zsre: _Zsre = None, synthetic: _Synthetic = False, download: _Download = False, relations: _Relations = None, lenient: _Lenient = False,
     edit: Annotated[Path | None, typer.Option(metavar="edit.safetensors", exists=True, dir_okay=False, help="An edit of MODEL, to compare with it.")] = None,
     as_json: _Json = False, device: _Device = "cpu",
 ) -> None:
     "Measure what a model answers, and what an edit of it changes."
     a_dataset = trex is not None or zsre is not None or synthetic
+    _require(edits is None or not lenient, "--lenient goes with a dataset")
     _require(edits is None or not a_dataset, "expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
     _check_model(model)
     record = None if edit is None else _read_record(edit)
-    data = _read_source(trex, zsre, synthetic, download, relations) if edits is None else _lazy.edits.read_edits(edits)
+    data = _read_source(trex, zsre, synthetic, download, relations, lenient=lenient) if edits is None else _lazy.edits.read_edits(edits)
     models = {"before": _load(model, device)}
     if edit is not None:
         models["after"] = _apply(models["before"], _lazy.editor.Edit.load(edit), edit)
     if edits is not None:
-        _check_objects(models["before"], data, edits)
+        _check_edits(models["before"], data, edits)
         _report(_answer_edits(models, data), as_json)
     else:
         _report(_score_benchmark(models, record, _keep_answerable(models["before"], data)), as_json)
@@ -644,7 +683,23 @@ def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options
         raise _UsageError(str(error)) from None
 
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce-needs
-def _check_needs(artefacts: Sequence, store: Path, rows: Path | None, device: str, engine: str) -> None:
+def _answers(scheduler: str) -> bool:
+    "Whether a Dask scheduler answers at an address, within five seconds."
+    import asyncio
+
+    from distributed.comm import connect
+
+    async def ask() -> None:
+        await (await connect(scheduler, timeout=5)).close()
+
+    try:
+        asyncio.run(ask())
+    except (OSError, ValueError):  # nobody there, or no address
+        return False
+    return True
+
+
+def _check_needs(artefacts: Sequence, store: Path, rows: Path | None, device: str, engine: str, scheduler: str) -> None:
     "Refuse rows that are still to be computed and could only fail: their dataset has no place, or this machine no such device."
     known = _lazy.rows.load_results(store, rows)
     done = set(known.loc[known["status"] == "done", "key"])
@@ -656,6 +711,7 @@ def _check_needs(artefacts: Sequence, store: Path, rows: Path | None, device: st
         _check_device(device)
     else:
         _require(find_spec("distributed"), "--engine dask needs two more packages: pip install 'modmem[cluster]'")
+        _require(_answers(scheduler), f"no Dask scheduler answers at {scheduler}")
 
 # %% ../nbs/6_commands/04_cli.ipynb #reproduce-parts
 def _count_rows(table: Any) -> str:
@@ -736,7 +792,7 @@ def _reproduce(
     artefacts = _plan(names, given, scale if full or scale != "synthetic" else None, options)
     if looks:
         return _look(artefacts, store, rows, looks[0], as_json)
-    _check_needs(artefacts, store, rows, device, engine)
+    _check_needs(artefacts, store, rows, device, engine, scheduler)
     work = {"store": store, "rows": rows, "jobs": jobs, "engine": engine, "scheduler": scheduler or None, "retries": retries, "row_timeout": row_timeout}
     with _stoppable():
         _compute_part(artefacts, part, work) if part else _reproduce_all(artefacts, output, work)

@@ -49,7 +49,7 @@ def _ask(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> tuple[list[str], 
     "What the model answers to each question, and whether every piece is right."
     encoded = masked_lm.encode(evidence)
     best = [answers[0] for answers in predict_pieces(masked_lm, encoded)]
-    texts = {pieces: masked_lm.tokenizer.decode(list(pieces)) for pieces in set(best)}
+    texts = {pieces: masked_lm.tokenizer.decode(list(pieces)).strip() for pieces in set(best)}
     return [texts[pieces] for pieces in best], [pieces == tuple(question.labels) for pieces, question in zip(best, encoded)]
 
 

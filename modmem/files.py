@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ class DataError(ValueError):
         field: str | None = None,  # key within the line
     ):
         place = str(path) if line is None else f"{path}:{line}"
+        self.skippable = False  # whether the reader could have left it out
+        self.kind = re.sub(r"\[\d+\]", "", ": ".join([*([f"field {field!r}"] if field else []), expected.partition(",")[0]]))
         super().__init__(": ".join([place, *([f"field {field!r}"] if field else []), expected]))
 
 # %% ../nbs/1_method/00_files.ipynb #check-whole
@@ -49,29 +52,48 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     if value not in list(choices):
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
 
+# %% ../nbs/1_method/00_files.ipynb #unique-keys
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    "Make a JSON object whose keys are all different."
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"but the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return record
+
+# %% ../nbs/1_method/00_files.ipynb #read-line
+def _read_line(raw: bytes, path: Path, number: int) -> dict | None:
+    "Read one line of JSON lines; nothing if it is empty."
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors put a mark before the text
+    except UnicodeDecodeError as error:
+        raise DataError(f"expected UTF-8 text, found byte {raw[error.start]:#04x}", path, number) from None
+    if not text.strip():
+        return None
+    try:
+        record = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # cut, nested too deep, or a number of too many digits
+        raise DataError(f"expected one JSON object, {error}", path, number) from None
+    if not isinstance(record, dict):
+        raise DataError(f"expected one JSON object, found {type(record).__name__}", path, number)
+    return record
+
 # %% ../nbs/1_method/00_files.ipynb #read-jsonl
 def read_jsonl(
     path: str | Path,  # a UTF-8 file with one JSON object a line
+    attempt: Callable[[], AbstractContextManager] = nullcontext,  # each line is read within it: a `LeftOut` swallows errors
 ) -> Iterator[tuple[int, dict]]:  # line number from 1, object; empty lines are skipped
     "Read a JSON-lines file; `DataError` names the line that is not a JSON object."
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():  # what is left may be a pipe
         raise DataError("no such file", path)
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"expected UTF-8 text, found byte {raw[error.start]:#04x}", path, number) from None
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as error:  # cut, nested too deep, or a number of too many digits
-                raise DataError(f"expected one JSON object, {error}", path, number) from None
-            if not isinstance(record, dict):
-                raise DataError(f"expected one JSON object, found {type(record).__name__}", path, number)
-            yield number, record
+            record = None
+            with attempt():
+                record = _read_line(raw, path, number)
+            if record is not None:
+                yield number, record
 
 # %% ../nbs/1_method/00_files.ipynb #get-field
 def get_field(
@@ -136,17 +158,25 @@ def write_folder_atomically(
         shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/1_method/00_files.ipynb #save-record
+_MOST_IN_HEADER = 1 << 20  # characters of a record; a header takes 100 MB at most
+_RECORD = "modmem.record"  # the entry that holds a longer one
+
+
 def save_record(
     path: str | Path, tensors: Mapping[str, torch.Tensor],
     kind: str,  # what the file holds, such as "edit"
     record: Mapping,  # plain JSON
 ) -> None:
-    "Write one safetensors file with tensors and, in its header, their record."
+    "Write one safetensors file with tensors and their record: in the header, or as an entry of bytes if it is long."
+    import torch
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(record, sort_keys=True)
+    if len(text) > _MOST_IN_HEADER:
+        plain[_RECORD], text = torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8), _RECORD
     with write_atomically(path) as temporary:
-        save_file(plain, temporary, metadata={f"modmem_{kind}": json.dumps(record, sort_keys=True)})
+        save_file(plain, temporary, metadata={f"modmem_{kind}": text})
 
 # %% ../nbs/1_method/00_files.ipynb #load-record
 def load_record(
@@ -156,19 +186,21 @@ def load_record(
     with_tensors: bool = True,  # or the record alone, which needs no torch
 ) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, mapped from the file, or none; the record
     "Read what `save_record` wrote; `DataError` if it is something else."
+    import numpy as np
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise DataError("no such file", path)
     try:
         with safe_open(path, framework="pt" if with_tensors else "np") as saved:
-            record = json.loads((saved.metadata() or {})[f"modmem_{kind}"])
+            text = (saved.metadata() or {})[f"modmem_{kind}"]
+            record = json.loads(np.asarray(saved.get_tensor(_RECORD)).tobytes() if text == _RECORD else text)
             if not isinstance(record, dict) or not needed <= record.keys():
                 raise DataError(f"expected the record of modmem's {kind}, found an incomplete one", path)
-            return {name: saved.get_tensor(name) for name in saved.keys() if with_tensors}, record
+            return {name: saved.get_tensor(name) for name in saved.keys() if with_tensors and name != _RECORD}, record
     except SafetensorError as error:
         raise DataError(f"expected a safetensors file: {error}", path) from None
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, json.JSONDecodeError, UnicodeDecodeError):
         raise DataError(f"expected the record of modmem's {kind} in the header, found none that can be read", path) from None
 
 # %% ../nbs/1_method/00_files.ipynb #exclusively

@@ -125,11 +125,9 @@ def _key_chunks(masked_lm: MaskedLM, evidence: Sequence[Evidence], layer: str) -
 
 
 def _object_pieces(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:
-    "The pieces of each object, filled up with -1: (N, P), int32."
-    objects = sorted({sentence.fact.object for sentence in evidence})
-    pieces = [torch.tensor(ids, dtype=torch.int32) for ids in masked_lm.tokenizer(objects, add_special_tokens=False)["input_ids"]]
-    rows = {name: row for row, name in enumerate(objects)}
-    return pad_sequence(pieces, batch_first=True, padding_value=-1)[[rows[sentence.fact.object] for sentence in evidence]]
+    "The pieces that each object has inside its sentence, filled up with -1: (N, P), int32."
+    pieces = [torch.tensor(sentence.labels, dtype=torch.int32) for sentence in masked_lm.encode(evidence)]
+    return pad_sequence(pieces, batch_first=True, padding_value=-1)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #write-memory
 _KEYS, _VALUES = "keys.npy", "values.safetensors"

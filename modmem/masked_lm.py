@@ -8,71 +8,30 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
 
+from .architectures import ARCHITECTURES, Architecture, find_architecture  # noqa: F401 (users have `ARCHITECTURES` from here, too)
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence, make_batch
 from .facts import Evidence
 from .files import DataError, write_folder_atomically
 from .packed import PackedRows
 
 # %% auto #0
-__all__ = ['SYNTHETIC', 'ARCHITECTURES', 'Architecture', 'MaskedLM', 'in_mode', 'predict_pieces', 'load_masked_lm',
-           'save_masked_lm', 'hash_weights', 'copy_with_own']
+__all__ = ['SYNTHETIC', 'MaskedLM', 'in_mode', 'predict_pieces', 'load_masked_lm', 'save_masked_lm', 'hash_weights',
+           'copy_with_own']
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #synthetic
 SYNTHETIC = Path(__file__).parent / "data" / "synthetic" if "__file__" in globals() else Path("../../modmem/data/synthetic")
-
-# %% ../nbs/1_method/14_masked_lm.ipynb #architecture
-@dataclass(frozen=True)
-class Architecture:
-    "Where a model family keeps its parts; each takes the transformers model."
-    embed: Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (model, input_ids) -> (B, N, H), what block 0 reads
-    blocks: Callable[[nn.Module], list[nn.Module]]  # in the order they are applied
-    head: Callable[[nn.Module], nn.Module]  # (K, H) -> (K, V)
-    finish: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # (block, what it attended to, what it read) -> what it writes
-    attention: Callable[[nn.Module], tuple[nn.Module, nn.Dropout]]  # of a block: query, key and value; and its dropout
-
-
-def _finish_bert(block: nn.Module, attended: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    return block.feed_forward_chunk(block.attention.output(attended, read))
-
-
-def _finish_albert(block: nn.Module, attended: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    attention = block.attention
-    inner = attention.LayerNorm(read + attention.output_dropout(attention.dense(attended)))
-    return block.full_layer_layer_norm(block.ff_chunk(inner) + inner)
-
-
-def _albert_blocks(model: nn.Module) -> list[nn.Module]:
-    encoder, config = model.albert.encoder, model.config
-    layers_per_group = config.num_hidden_layers / config.num_hidden_groups
-    groups = [encoder.albert_layer_groups[int(layer / layers_per_group)] for layer in range(config.num_hidden_layers)]
-    return [layer for group in groups for layer in group.albert_layers]
-
-
-# %% ../nbs/1_method/14_masked_lm.ipynb #architectures
-ARCHITECTURES = {  # transformers' model_type -> its parts
-    "bert": Architecture(
-        embed=lambda model, ids: model.bert.embeddings(input_ids=ids),
-        blocks=lambda model: list(model.bert.encoder.layer),
-        head=lambda model: model.cls,
-        finish=_finish_bert,
-        attention=lambda block: (block.attention.self, block.attention.self.dropout),
-    ),
-    "albert": Architecture(
-        embed=lambda model, ids: model.albert.encoder.embedding_hidden_mapping_in(model.albert.embeddings(input_ids=ids)),
-        blocks=_albert_blocks,
-        head=lambda model: model.predictions,
-        finish=_finish_albert,
-        attention=lambda block: (block.attention, block.attention.attention_dropout),
-    ),
-}
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #attend
 _FEWEST_ROWS = 16  # products of a matrix with one to three rows round differently from larger ones
@@ -83,17 +42,18 @@ def _pad_rows(states: torch.Tensor) -> torch.Tensor:
     return torch.cat([states, states[:1].expand(max(0, _FEWEST_ROWS - len(states)), -1)])
 
 
-def _attend(attention: nn.Module, dropout: nn.Dropout, slots: torch.Tensor, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
-    "What the slots attend to: (K, H)."
+def _attend(parts: tuple, num_heads: int, slots: torch.Tensor, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
+    "What the slots attend to: (K, H). The parts are those of `Architecture.attention`."
 
     def by_head(states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+        return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
-    asked, places = attention.query(slots)[: len(batch.rows)], (batch.rows, batch.numbers)
+    query, key, value, dropout = parts
+    asked, places = query(slots)[: len(batch.rows)], (batch.rows, batch.numbers)
     queries = asked.new_zeros(len(hidden), max(4, batch.max_slots), asked.shape[-1]).index_put(places, asked)
-    parts = [by_head(states) for states in (queries, attention.key(hidden), attention.value(hidden))]
+    inputs = [by_head(states) for states in (queries, key(hidden), value(hidden))]
     rate = dropout.p if dropout.training else 0.0
-    attended = nn.functional.scaled_dot_product_attention(*parts, batch.attention_mask, rate, scale=attention.scaling)
+    attended = nn.functional.scaled_dot_product_attention(*inputs, batch.attention_mask, rate, scale=inputs[0].shape[-1] ** -0.5)
     return attended.transpose(1, 2).flatten(2)[places]
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #states-below
@@ -138,14 +98,12 @@ class MaskedLM:
 
     def __init__(
         self,
-        model: nn.Module,  # BertForMaskedLM or AlbertForMaskedLM
+        model: nn.Module,  # of a family in `ARCHITECTURES`, with its masked-LM head
         tokenizer,  # its own
     ):
-        if model.config.model_type not in ARCHITECTURES:
-            raise ValueError(f"expected one of {sorted(ARCHITECTURES)}, not a model of type {model.config.model_type!r}")
-        model.set_attn_implementation("sdpa")  # which takes a mask of truth values
+        self.architecture = find_architecture(model.config.model_type, model)
+        model.set_attn_implementation(self.architecture.attention_code)
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.architecture = ARCHITECTURES[model.config.model_type]
         self.below: _StatesBelow | None = None  # of a copy: the states at the lowest block that is its own
         self._encoded, self._states = {}, {}
 
@@ -161,7 +119,7 @@ class MaskedLM:
     @property
     def max_length(self) -> int:
         "The longest input in tokens, at most the paper's 512."
-        return min(512, self.model.config.max_position_embeddings)
+        return min(512, self.architecture.longest(self.model.config))
 
     def encode(self, evidence: Sequence[Evidence]) -> list[EncodedEvidence]:
         "Tokenize evidence for this model; what was tokenized before is found again."
@@ -181,7 +139,7 @@ class MaskedLM:
 
     def embed(self, batch: MaskedBatch) -> torch.Tensor:
         "Compute what block 0 reads: (B, N, H)."
-        return self.architecture.embed(self.model, batch.input_ids)
+        return self.architecture.embed(self.model, batch.input_ids, batch.attention_mask)
 
     def enter(self, batch: MaskedBatch) -> torch.Tensor:
         "Find what block `batch.start` reads: (B, N, H)."
@@ -189,16 +147,20 @@ class MaskedLM:
 
     def run_blocks(self, hidden: torch.Tensor, batch: MaskedBatch, start: int = 0, stop: int | None = None) -> torch.Tensor:
         "Take the states at block `start` to the states at block `stop` (None: past the last): (B, N, H)."
+        step = self.architecture.run(self.model, hidden, batch.attention_mask)
         for block in self.blocks[start:stop]:
-            hidden = block(hidden, batch.attention_mask)
+            hidden = step(block, hidden)
         return hidden
 
     def read_slots(self, hidden: torch.Tensor, batch: MaskedBatch, start: int = 0) -> torch.Tensor:
-        "Take the states at block `start` to what the head reads, at the slots and only there: (K, H)."
-        hidden, block = self.run_blocks(hidden, batch, start, -1), self.blocks[-1]
+        "Take the states at block `start` to what the head reads, at the slots and, where the family allows it, only there: (K, H)."
+        parts, block = self.architecture, self.blocks[-1]
+        if parts.finish is None:
+            return self.run_blocks(hidden, batch, start)[batch.rows, batch.columns]
+        hidden = self.run_blocks(hidden, batch, start, -1)
         slots = _pad_rows(hidden[batch.rows, batch.columns])
-        attended = _attend(*self.architecture.attention(block), slots, hidden, batch)
-        return self.architecture.finish(block, _pad_rows(attended), slots)[: len(batch.rows)]
+        attended = _attend(parts.attention(block), self.model.config.num_attention_heads, slots, hidden, batch)
+        return parts.finish(block, _pad_rows(attended), slots)[: len(batch.rows)]
 
     def score_slots(self, slots: torch.Tensor) -> torch.Tensor:
         "Apply the head to states at slots, (K, H): (K, V)."
@@ -219,7 +181,7 @@ class MaskedLM:
         if isinstance(evidence, Evidence):
             return self.predict([evidence], top_k)[0]
         ranked = predict_pieces(self, self.encode(evidence), top_k)
-        return [[self.tokenizer.decode(list(pieces)) for pieces in answers] for answers in ranked]
+        return [[self.tokenizer.decode(list(pieces)).strip() for pieces in answers] for answers in ranked]
 
     def answers(self, evidence: Sequence[Evidence]) -> list[bool]:
         "Say for each evidence whether every piece of its object is predicted."
@@ -275,7 +237,7 @@ def predict_pieces(
                 answers[position] = ranked
     return answers
 
-# %% ../nbs/1_method/14_masked_lm.ipynb #read-model
+# %% ../nbs/1_method/14_masked_lm.ipynb #quiet-transformers
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     "Keep transformers from printing reports and bars while it loads or saves."
@@ -291,48 +253,133 @@ def _quiet_transformers() -> Iterator[None]:
         if bars:
             logging.enable_progress_bar()
 
+# %% ../nbs/1_method/14_masked_lm.ipynb #read-family
+def _find_architecture(config, source: str | Path) -> Architecture:
+    "Look up the family of a configuration; refuse an unknown one, and models of a known name that are something else."
+    from transformers import AutoModelForMaskedLM
+
+    empty, path = None, Path(source) / "config.json" if Path(source).is_dir() else source
+    if "AutoModelForMaskedLM" in (getattr(config, "auto_map", None) or {}):
+        raise DataError("expected a model that transformers has, this one brings code of its own", path, field="auto_map")
+    if (kind := getattr(config, "position_embedding_type", None)) not in (None, "absolute"):
+        raise DataError(f"expected absolute positions, found {kind!r}", path, field="position_embedding_type")
+    if config.model_type not in ARCHITECTURES:
+        with contextlib.suppress(Exception), torch.device("meta"):  # shapes without weights; not every family has a masked LM
+            empty = AutoModelForMaskedLM.from_config(config)
+    try:
+        return find_architecture(config.model_type, empty)
+    except ValueError as error:
+        raise DataError(str(error), path, field="model_type") from None
+
 
 def _read_model(source: str | Path) -> tuple:
     "What transformers makes of a folder or hub id: the model, a report on its weights, the tokenizer."
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-    kind = AutoConfig.from_pretrained(source).model_type
-    if kind not in ARCHITECTURES:
-        raise DataError(f"expected a model of type {' or '.join(ARCHITECTURES)}, found {kind!r}", source)
-    options = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa", "output_loading_info": True}
+    code = _find_architecture(AutoConfig.from_pretrained(source), source).attention_code
+    options = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": code, "output_loading_info": True}
     return *AutoModelForMaskedLM.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #check-weights
-def _check_weights(missing: set[str], unexpected: set[str], source: str | Path) -> None:
+def _check_weights(model: nn.Module, missing: set[str], unexpected: set[str], source: str | Path) -> None:
     "Warn of a fresh head; anything else that the weights lack, or blocks too many, are an error."
-    encoder = sorted(key for key in missing if not key.startswith(("cls.predictions", "predictions")))
+    encoder = sorted(key for key in missing if key.startswith(f"{model.base_model_prefix}."))
     if encoder:
         raise DataError(f"the weights lack {len(encoder)} tensors of the encoder, {encoder[0]} among them", source)
-    surplus = sorted(key for key in unexpected if ".layer." in key or ".albert_layers." in key)
+    surplus = sorted(key for key in unexpected if re.search(r"(^|\.)(layers?|albert_layers)\.\d+\.", key))
     if surplus:
-        raise DataError(f"the weights have blocks that the configuration lacks, {surplus[0]} among them", source)
+        raise DataError(f"the weights have more in their blocks than the configuration says, {surplus[0]} among them", source)
     if missing:
         warnings.warn(f"{source}: no masked-LM head found; made a fresh one, tied to the word embeddings", stacklevel=3)
+
+# %% ../nbs/1_method/14_masked_lm.ipynb #check-tokenizer
+def _check_finite(model: nn.Module, source: str | Path) -> None:
+    "Refuse weights that are not numbers."
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise DataError(f"expected finite weights, {name} has values that are nan or infinite", source)
+
+
+def _count_lost_capitals(tokenizer) -> int:
+    "How many pieces have capitals, if the tokenizer lower-cases what it reads; else 0."
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    if normalizer is None or normalizer.normalize_str("A") == "A":
+        return 0
+    return sum(piece != piece.lower() for piece in tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys())
+
+
+def _check_tokenizer(model: nn.Module, tokenizer, source: str | Path) -> None:
+    "Refuse a tokenizer that the model cannot read from; warn of one that lower-cases a cased vocabulary."
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise DataError("no tokenizer found there", source)
+    for name in ("mask_token", "pad_token", "cls_token", "sep_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise DataError(f"expected a tokenizer with a {name}, this one declares none", source)
+    pieces, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    if pieces > rows:
+        raise DataError(f"the tokenizer has {pieces} pieces, the model's vocabulary {rows}", source)
+    lost = _count_lost_capitals(tokenizer)
+    if lost > pieces / 100:
+        cure = 'if the model is cased, set "do_lower_case": false in tokenizer_config.json'
+        warnings.warn(f"{source}: the tokenizer lower-cases, but {lost} of its {pieces} pieces have capitals; {cure}", stacklevel=3)
+
+# %% ../nbs/1_method/14_masked_lm.ipynb #explain
+def _explain(error: Exception) -> str:
+    "Say in one line why a model could not be loaded."
+    missing = [package for package in ("sentencepiece", "google.protobuf") if not _is_there(package)]
+    text = str(error).strip() or type(error).__name__
+    if missing and re.search("tiktoken|sentencepiece|protobuf", text, re.IGNORECASE):
+        return "to read a SentencePiece file takes two packages: pip install sentencepiece protobuf"
+    return text.splitlines()[0]
+
+
+def _is_there(package: str) -> bool:
+    with contextlib.suppress(ImportError):
+        return find_spec(package) is not None
+    return False
+
+
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=3).close()
+    except HTTPError:  # an answer, too
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _check_hub(source: str | Path) -> None:
+    "Refuse the id of a model that nobody can send: transformers would try for half a minute."
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if Path(source).exists() or isinstance(try_to_load_from_cache(str(source), "config.json"), str):
+        return
+    if constants.HF_HUB_OFFLINE or not _hub_answers():
+        raise DataError(f"no such folder, no model of this name in the cache, and {constants.ENDPOINT} does not answer", source)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #load-masked-lm
 def load_masked_lm(
     name_or_directory: str | Path,  # "synthetic", a folder, or a hub id
     device: str = "cpu",
 ) -> MaskedLM:
-    "Load a BERT or ALBERT model with its own tokenizer, in float32 and with dropout off."
+    "Load a model of any family in `ARCHITECTURES` with its own tokenizer, in float32 and with dropout off."
     source = SYNTHETIC if str(name_or_directory) == "synthetic" else name_or_directory
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a fresh head is the same at every load
         try:
+            _check_hub(source)
             model, report, tokenizer = _read_model(source)
         except DataError:
             raise
         except Exception as error:  # transformers, tokenizers and safetensors raise nearly anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = _explain(error)
             raise DataError(f"no usable model found there: {reason}", source) from None
-    _check_weights(report["missing_keys"], report["unexpected_keys"], source)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise DataError("no tokenizer found there", source)
+    _check_weights(model, report["missing_keys"], report["unexpected_keys"], source)
+    _check_tokenizer(model, tokenizer, source)
+    _check_finite(model, source)
     return MaskedLM(model.to(device), tokenizer)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #save-masked-lm

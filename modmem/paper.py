@@ -103,7 +103,8 @@ class Paper:
     def save(self, rows: pd.DataFrame, summary: pd.DataFrame, shown: pd.DataFrame, caption: str, cuts: Sequence[str], figure: Figure | None = None, name: str | None = None) -> str:
         "Save a table or a figure with its numbers and where they come from; the file's name."
         seeds = self.parameters.get("seeds", self.parameters.get("heldout_seeds", ()))
-        origin = describe_run(self.parameters, seeds, self.at["device"], rows["seconds"].sum(), cuts)
+        devices = ", ".join(sorted(set(rows["device"]))) or self.at["device"]
+        origin = describe_run(self.parameters, seeds, devices, rows["seconds"].sum(), cuts)
         picture = [] if figure is None else [figure]
         return (save_figure if picture else save_table)(self.at["output"], name or self.name, *picture, summary, shown, caption, origin).name
 

@@ -13,21 +13,23 @@ from tqdm import tqdm
 
 from .facts import MASK, Benchmark, Evidence, Fact
 from .files import DataError, get_field, read_jsonl
+from .leniency import LeftOut
 
 # %% ../nbs/2_data/00_trex.ipynb #read-templates
 def read_templates(
     path: str | Path,  # LAMA's relations.jsonl
+    left_out: LeftOut = LeftOut(),
 ) -> dict[str, str]:  # relation -> template
     "Read the template of each relation."
     templates = {}
-    for line, record in read_jsonl(path):
-        relation = get_field(record, "relation", str, path, line)
-        template = get_field(record, "template", str, path, line)
-        if template.count("[X]") != 1 or template.count("[Y]") != 1:
-            raise DataError(f"expected one [X] and one [Y], found {template!r}", path, line, "template")
-        if relation in templates:
-            raise DataError(f"expected one line a relation, {relation!r} is here again", path, line, "relation")
-        templates[relation] = template
+    for line, record in read_jsonl(path, left_out):
+        with left_out():
+            relation, template = (get_field(record, key, str, path, line) for key in ("relation", "template"))
+            if template.count("[X]") != 1 or template.count("[Y]") != 1:
+                raise DataError(f"expected one [X] and one [Y], found {template!r}", path, line, "template")
+            if relation in templates:
+                raise DataError(f"expected one line a relation, {relation!r} is here again", path, line, "relation")
+            templates[relation] = template
     return templates
 
 # %% ../nbs/2_data/00_trex.ipynb #relation-files
@@ -35,6 +37,7 @@ def relation_files(
     directory: Path,  # holds TREx/ and relations.jsonl
     relations: Sequence[str] | None,  # names such as "P19"; None: all that have a file
     templates: dict[str, str],  # relation -> template
+    left_out: LeftOut = LeftOut(),
 ) -> list[Path]:  # one file a relation
     "Find the files of the relations asked for, each with a template."
     folder = directory / "TREx"
@@ -42,14 +45,17 @@ def relation_files(
     if not found:
         raise DataError("expected a folder with files P*.jsonl", folder)
     names = list(found) if relations is None else list(dict.fromkeys(relations))
+    files = []
     for name in names:
         if name not in found and name not in templates:
             raise DataError(f"no relation {name!r}; there are {', '.join(found)}", directory)
         if name not in found:
             raise DataError(f"no such file, though relation {name!r} has a template", folder / f"{name}.jsonl")
-        if name not in templates:
-            raise DataError(f"no template for relation {name!r}, needed by {found[name].name}", directory / "relations.jsonl")
-    return [found[name] for name in names]
+        with left_out():
+            if name not in templates:
+                raise DataError(f"no template for relation {name!r}, needed by {found[name].name}", directory / "relations.jsonl")
+            files.append(found[name])
+    return files
 
 # %% ../nbs/2_data/00_trex.ipynb #make-evidence
 def make_evidence(
@@ -71,6 +77,7 @@ def read_fact(
     template: str,  # the relation's template
     path: Path,  # TREx/P19.jsonl
     line: int,  # for errors
+    left_out: LeftOut = LeftOut(),
 ) -> tuple[Fact, list[Evidence], Evidence]:  # fact, training evidence as it stands, test evidence
     "Read one fact with its sentences and its filled template."
     relation, subject, object, subject_id, object_id = (
@@ -81,9 +88,12 @@ def read_fact(
     fact = Fact(f"{relation}/{subject_id}/{object_id}", subject, relation, object, subject_id, object_id)
     train = []
     for sentence in get_field(record, "evidences", list, path, line):
-        sentence = get_field({"evidences": sentence}, "evidences", dict, path, line)
-        text, surface = (get_field(sentence, key, str, path, line) for key in ("masked_sentence", "sub_surface"))
-        train.append(make_evidence(fact, text, surface, path, line, "masked_sentence"))
+        with left_out():
+            sentence = get_field({"evidences": sentence}, "evidences", dict, path, line)
+            text, surface = (get_field(sentence, key, str, path, line) for key in ("masked_sentence", "sub_surface"))
+            train.append(make_evidence(fact, text, surface, path, line, "masked_sentence"))
+    if not train:
+        raise DataError("expected at least one evidence that is not bad", path, line, "evidences")
     question = template.replace("[Y]", MASK).replace("[X]", subject)
     return fact, train, make_evidence(fact, question, subject, path, line, "sub_label")
 
@@ -93,23 +103,26 @@ def load_trex(
     relations: Sequence[str] | None = None,  # such as ["P19", "P20"]; None: all that have a file
     max_evidences: int | None = None,  # training sentences a fact keeps at most; None: all
     keep_duplicates: bool = False,  # keep a sentence that a fact has twice, twice
+    on_error: str = "raise",  # or "skip": leave out what is bad, and warn with the counts
 ) -> Benchmark:
     "Load T-REx: Wikipedia sentences to train on, filled templates to test with (Appendix A)."
     if max_evidences is not None and max_evidences < 1:
         raise ValueError(f"max_evidences must be None or at least 1, not {max_evidences!r}")
-    directory = Path(directory)
-    templates = read_templates(directory / "relations.jsonl")
+    directory, left_out = Path(directory), LeftOut(on_error)
+    templates = read_templates(directory / "relations.jsonl", left_out)
     lines, train, test = {}, [], []
-    for path in tqdm(relation_files(directory, relations, templates), desc="T-REx", delay=2, disable=None):
-        for line, record in read_jsonl(path):
-            fact, sentences, question = read_fact(record, templates[path.stem], path, line)
-            if fact in lines:
-                raise DataError(f"expected one line a fact, {fact.id!r} is on line {lines[fact]} too", path, line)
-            lines[fact] = line
-            if not keep_duplicates:
-                sentences = list({evidence.text: evidence for evidence in sentences}.values())
-            train += sentences[:max_evidences]
-            test.append(question)
+    for path in tqdm(relation_files(directory, relations, templates, left_out), desc="T-REx", delay=2, disable=None):
+        for line, record in read_jsonl(path, left_out):
+            with left_out():
+                fact, sentences, question = read_fact(record, templates[path.stem], path, line, left_out)
+                if fact in lines:
+                    raise DataError(f"expected one line a fact, {fact.id!r} is on line {lines[fact]} too", path, line)
+                lines[fact] = line
+                if not keep_duplicates:
+                    sentences = list({evidence.text: evidence for evidence in sentences}.values())
+                train += sentences[:max_evidences]
+                test.append(question)
+    left_out.warn(directory)
     if not lines:
         raise DataError("expected at least one fact", directory / "TREx")
     return Benchmark(tuple(lines), tuple(train), tuple(test), name="T-REx", drawn_from="answered")

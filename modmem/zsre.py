@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .facts import MASK, Benchmark, Evidence, Fact
 from .files import DataError, get_field, read_jsonl
+from .leniency import LeftOut
 
 # %% ../nbs/2_data/01_zsre.ipynb #split-questions
 def split_questions(
@@ -35,6 +36,7 @@ def read_record(
     record: dict,  # one line of the file
     path: str | Path,  # for errors
     line: int,  # for errors
+    left_out: LeftOut = LeftOut(),
 ) -> tuple[Fact, list[str]]:  # the fact, its questions
     "Read one fact with its questions."
     parts = [part.strip() for part in get_field(record, "input", str, path, line).split("[SEP]")]
@@ -43,33 +45,40 @@ def read_record(
     output = {"output[0]": get_field(record, "output", list, path, line)[0]}
     answer = {f"output[0].{key}": value for key, value in get_field(output, "output[0]", dict, path, line).items()}
     meta = {f"meta.{key}": value for key, value in get_field(record, "meta", dict, path, line).items()}
-    questions = get_field(meta, "meta.template_questions", list, path, line)
-    for question in questions:
-        question = get_field({"meta.template_questions": question}, "meta.template_questions", str, path, line)
-        if MASK in question:
-            raise DataError(f"expected no {MASK} in a question, found {question!r}", path, line, "meta.template_questions")
+    key, questions = "meta.template_questions", []
+    for question in get_field(meta, key, list, path, line):
+        with left_out():
+            question = get_field({key: question}, key, str, path, line)
+            if MASK in question:
+                raise DataError(f"expected no {MASK} in a question, found {question!r}", path, line, key)
+            questions.append(question.strip())
+    if not questions:
+        raise DataError("expected at least one question that is not bad", path, line, key)
     name = get_field(record, "id", str, path, line)
     fact = Fact(name, parts[0], parts[1], get_field(answer, "output[0].answer", str, path, line))
-    return fact, [question.strip() for question in questions]
+    return fact, questions
 
 # %% ../nbs/2_data/01_zsre.ipynb #load-zsre
 def load_zsre(
     path: str | Path,  # a file in KILT's format
     seed: int = 0,  # decides which questions are tested
     two_test_questions_from: int = 4,  # how many it takes to give up two: 4 in the paper, 3 in the authors' code
+    on_error: str = "raise",  # or "skip": leave out what is bad, and warn with the counts
 ) -> Benchmark:
     "Load zsRE: some questions of each fact to train on, up to two others to test with (Appendix A)."
-    lines, train, test = {}, [], []
-    for line, record in read_jsonl(path):
-        fact, questions = read_record(record, path, line)
-        if fact in lines:
-            raise DataError(f"expected an id of its own, {fact.id!r} is on line {lines[fact]} too", path, line, "id")
-        lines[fact] = line
-        split = split_questions(questions, random.Random(f"{seed}:{fact.id}"), two_test_questions_from)
-        for side, chosen in zip((train, test), split):
-            for question in chosen:
-                surface = fact.subject if fact.subject in question else None
-                side.append(Evidence(fact, f"{question} {MASK}", surface))
+    lines, train, test, left_out = {}, [], [], LeftOut(on_error)
+    for line, record in read_jsonl(path, left_out):
+        with left_out():
+            fact, questions = read_record(record, path, line, left_out)
+            if fact in lines:
+                raise DataError(f"expected an id of its own, {fact.id!r} is on line {lines[fact]} too", path, line, "id")
+            lines[fact] = line
+            split = split_questions(questions, random.Random(f"{seed}:{fact.id}"), two_test_questions_from)
+            for side, chosen in zip((train, test), split):
+                for question in chosen:
+                    surface = fact.subject if fact.subject in question else None
+                    side.append(Evidence(fact, f"{question} {MASK}", surface))
+    left_out.warn(path)
     if not lines:
         raise DataError("expected at least one fact", path)
     return Benchmark(tuple(lines), tuple(train), tuple(test), name="zsRE", drawn_from="all")

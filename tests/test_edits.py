@@ -66,7 +66,7 @@ def test_an_id_is_kept_and_tells_namesakes_apart(tmp_path):
 
 
 def test_a_repeated_sentence_counts_once(tmp_path):
-    assert len(read_edits(write(tmp_path, make_line(evidence=["a [MASK]", "b [MASK]", "a [MASK]"]))).modified_train) == 2
+    assert len(read_edits(write(tmp_path, make_line(evidence=["Ada Ash: [MASK]", "b [MASK]", "Ada Ash: [MASK]"]))).modified_train) == 2
 
 
 BAD_LINES = {
@@ -121,13 +121,13 @@ def test_a_fact_has_one_line(tmp_path, new_object):
 
 @pytest.mark.parametrize("side", ["evidence", "test"])
 def test_a_sentence_has_one_answer(tmp_path, side):
-    text = make_line()[side][0].upper().replace(" ", "  ")
+    text = make_line()[side][0].replace(" ", "  ")
     rival = OTHER | {"new_object": "Rome", "evidence": ["fine [MASK]"], side: [text]}
     message = error_of(write(tmp_path, make_line(), rival))
     assert message.startswith(f"edits.jsonl:2: field '{side}': expected one answer") and message.endswith("'Rome', and 'Oslo' on line 1")
 
 
-@pytest.mark.parametrize("lines", [[make_line(test=["ada ash  was born in [MASK]."])], [make_line(test=OTHER["evidence"]), OTHER]], ids=["own", "other"])
+@pytest.mark.parametrize("lines", [[make_line(test=["Ada Ash  was born in [MASK]."])], [make_line(test=OTHER["evidence"]), OTHER]], ids=["own", "other"])
 def test_what_is_trained_on_is_no_test(tmp_path, lines):
     message = error_of(write(tmp_path, *lines))
     assert message.startswith("edits.jsonl:1: field 'test': expected a phrasing that is not trained on")
@@ -141,9 +141,43 @@ def test_what_is_trained_on_is_no_test(tmp_path, lines):
 def test_a_sentence_with_its_own_answer_is_warned_about(tmp_path, text, leaks):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        read_edits(write(tmp_path, OTHER, make_line(evidence=[text])))
+        read_edits(write(tmp_path, OTHER, make_line(evidence=[text, "Ada Ash is at home in [MASK]."])))
     messages = [str(warning.message).removeprefix(f"{tmp_path}/") for warning in caught]
     assert messages == ([f"edits.jsonl:2: field 'evidence': {text!r} contains its own answer, 'Oslo'"] if leaks else [])
+
+
+def test_capitals_make_two_sentences_until_a_model_says_otherwise(tmp_path):
+    path = write(tmp_path, make_line(subject="Turkey", evidence=["Turkey is in [MASK]."], test=["turkey is in [MASK]."]))
+    assert [evidence.text for evidence in read_edits(path).modified_test] == ["turkey is in [MASK]."]
+
+
+@pytest.mark.parametrize("pairs", [[("TCP", "IP/layer"), ("TCP/IP", "layer")], [("a\\", "b/c"), ("a/b", "c")], [("a\\/b", "c"), ("a/b", "c")], [("a\\", "b"), ("a", "\\b")]])
+def test_two_facts_whose_labels_run_together_are_two(tmp_path, pairs):
+    lines = [make_line(subject=subject, relation=relation, evidence=[f"{subject} {number} [MASK]"], test=[]) for number, (subject, relation) in enumerate(pairs)]
+    assert len(read_edits(write(tmp_path, *lines)).modified_facts) == 2
+
+
+@pytest.mark.parametrize("key", ["tests", "evidences", "Subject"])
+def test_a_key_that_is_not_read_is_refused(tmp_path, key):
+    assert error_of(write(tmp_path, OTHER, make_line(**{key: []}))).startswith(f"edits.jsonl:2: field {key!r}: expected one of subject, relation,")
+
+
+def test_a_subject_that_is_in_no_sentence_is_warned_about(tmp_path):
+    with pytest.warns(UserWarning, match="edits.jsonl:2: field 'subject': 'Ada Ash' is in none of the evidence") as caught:
+        read_edits(write(tmp_path, OTHER, make_line(evidence=["She is from [MASK]."])))
+    assert len(caught) == 1
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = write(tmp_path, make_line())
+    path.write_text(path.read_text().replace('"relation"', '"new_object": "Rome", "relation"'))
+    assert error_of(path) == "edits.jsonl:1: expected one JSON object, but the key 'new_object' is given twice"
+
+
+def test_a_mark_before_the_text_and_letters_in_two_parts_are_read(tmp_path):
+    path = write(tmp_path, make_line())
+    path.write_text("\ufeff" + json.dumps(make_line(new_object="Malmo\u0308"), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [fact.object for fact in read_edits(path).modified_facts.values()] == ["Malm\u00f6"]
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=4)

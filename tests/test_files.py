@@ -244,3 +244,24 @@ def test_tensors_come_back_with_their_record(tmp_path):
         load_record(path, "edit")
     with pytest.raises(DataError, match="found an incomplete one"):
         load_record(path, "example", frozenset({"seed"}))
+
+
+@pytest.mark.parametrize("megabytes", [2, 120])
+def test_a_record_that_no_header_holds_comes_back(tmp_path, megabytes):
+    import torch
+
+    path, tensors = tmp_path / "a.safetensors", {"bits": torch.tensor([3], dtype=torch.int32)}
+    record = {"evidence": ["\u00e4 \"" * (1 << 17)] * megabytes, "steps": 70}
+    save_record(path, tensors, "example", record)
+    for with_tensors in (True, False):
+        found, read = load_record(path, "example", frozenset({"steps"}), with_tensors)
+        assert read == record and list(found) == ["bits"] * with_tensors
+    with path.open("rb") as file:
+        assert int.from_bytes(file.read(8), "little") < 1000, "the header stays small"
+    if megabytes == 2:
+        data = bytearray(path.read_bytes())
+        place = data.index(b'"steps"')
+        data[place] = 0xFF
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="found none that can be read"):
+            load_record(path, "example")

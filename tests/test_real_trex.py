@@ -58,3 +58,17 @@ def test_every_label_is_one_piece_and_comes_back_from_it(trex):
     pieces = tokenizer(labels, add_special_tokens=False)["input_ids"]
     assert all(len(ids) == 1 and ids[0] != tokenizer.unk_token_id for ids in pieces)
     assert [tokenizer.decode(ids) for ids in pieces] == [label.lower() for label in labels]
+
+
+@pytest.mark.skipif("MODMEM_BERT" not in os.environ, reason="MODMEM_BERT names no model with BERT's vocabulary")
+def test_word_piece_reads_sentences_in_parts_as_it_reads_them_whole(trex):
+    from transformers import AutoTokenizer
+
+    from modmem.batches import encode_evidence
+
+    tokenizer = AutoTokenizer.from_pretrained(os.environ["MODMEM_BERT"])
+    evidence = [*trex.train, *trex.test]
+    sides = tokenizer([side.strip() for one in evidence for side in one.text.split(MASK)], add_special_tokens=False, verbose=False)["input_ids"]
+    labels = tokenizer([one.fact.object for one in evidence], add_special_tokens=False)["input_ids"]
+    for left, object, right, encoded in zip(sides[::2], labels, sides[1::2], encode_evidence(tokenizer, evidence, 100_000), strict=True):
+        assert encoded.labels == object and encoded.input_ids[1:-1] == [*left, *[tokenizer.mask_token_id] * len(object), *right]

@@ -13,6 +13,7 @@ from modmem import runs
 from modmem.blocks import select_parameters
 from modmem.constraints import PenalizedConfig
 from modmem.editor import ModificationConfig
+from modmem.evaluation import EditAccuracy, list_questions
 from modmem.fae_editing import FaeEditConfig
 from modmem.fae_training import evaluate_fae
 from modmem.finetuning import FinetuningConfig, finetune
@@ -69,7 +70,7 @@ KEYS = {
 
 CHANGES = {
     "benchmark": "zsre", "num_subjects": 13, "style": WorldStyle(), "relations": ("P20",), "max_evidences": 4, "facts": "heldout", "drawn_from": "all",
-    "object_frequency": "global", "num_modified": 31, "seed": 1, "model": "large", "start": "pretrained", "finetuning_steps": 599,
+    "object_frequency": "global", "min_evidences": 2, "num_modified": 31, "seed": 1, "model": "large", "start": "pretrained", "finetuning_steps": 599,
     "finetuning_batch_size": 63, "finetuning_learning_rate": 2e-3, "method": "uniform", "blocks": 3, "norm": "l2", "radius": 0.1,
     "unmodified_per_modified": 1.0, "learning_rate": 2e-3, "batch_size": 127, "epochs": 9.0, "min_steps": 71, "steps": 70,
     "warmup": 0.1, "schedule": "linear", "dropout": None, "penalty": "ewc", "penalty_weight": 2.0, "epsilon": 2.0, "epsilon_quantile": 0.6,
@@ -92,7 +93,7 @@ def test_every_setting_counts(name):
     ("base", "idle"),
     [
         ({}, {"relations": ("P1",), "max_evidences": 2}), (TREX, {"num_subjects": 3, "style": WorldStyle()}), ({"benchmark": "zsre"}, {"num_subjects": 3}),
-        ({}, {"drawn_from": "answered"}), ({"benchmark": "zsre"}, {"drawn_from": "all"}), ({**FAE, "group": "none"}, {"radius": 0.5, "learning_rate": 0.1, "norm": "l2"}),
+        ({}, {"drawn_from": "answered"}), ({}, {"min_evidences": 0}), ({"benchmark": "zsre"}, {"drawn_from": "all"}), ({**FAE, "group": "none"}, {"radius": 0.5, "learning_rate": 0.1, "norm": "l2"}),
     ],
 )
 def test_a_setting_without_effect_does_not_exist(base, idle):
@@ -144,7 +145,7 @@ def test_a_made_model_counts_by_its_recipe_and_not_by_its_name(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("benchmark", "lama"), ("start", "ft"), ("facts", "all"), ("drawn_from", "some"), ("object_frequency", "uniform"),
-     ("num_modified", 0), ("num_modified", 8.0), ("num_modified", True), ("seed", -1), ("seed", "0"), ("num_subjects", 0), ("max_evidences", 0),
+     ("num_modified", 0), ("num_modified", 8.0), ("num_modified", True), ("min_evidences", -1), ("min_evidences", 1.5), ("seed", -1), ("seed", "0"), ("num_subjects", 0), ("max_evidences", 0),
      ("min_steps", 0), ("steps", 0), ("steps", 2.5), ("blocks", "first"), ("blocks", -1), ("blocks", ()), ("blocks", (1, 1)), ("blocks", True),
      ("blocks", None), ("norm", "linfinity"), ("radius", 0), ("radius", "1e-3"), ("radius", None), ("radius", math.nan), ("model", ""), ("model", 3),
      ("relations", "P19"), ("epochs", 0), ("epochs", math.inf), ("learning_rate", -1.0), ("batch_size", 0), ("schedule", "cosine"),
@@ -224,9 +225,32 @@ def test_facts_to_choose_by_are_never_modified_in_a_reported_row_and_are_measure
     assert 0.1 < held / len(benchmark) < 2 * HELDOUT_SHARE
 
 
-def fake_accuracy(modified, knows):
-    from modmem.evaluation import EditAccuracy
+def test_facts_may_be_drawn_among_those_with_enough_evidence(places, monkeypatch):
+    evidence = {fact: [sentence for sentence in WORLD.train if sentence.fact == fact] for fact in WORLD.facts}
+    rich = WORLD.facts[::2]
+    train = [sentence for fact, some in evidence.items() for sentence in (some if fact in rich else [some[0], *some[:2]])]  # three, but two distinct
+    monkeypatch.setattr(runs, "load_benchmark", lambda *_: (replace(WORLD, train=tuple(train)), "hash"))
+    runs._draw.cache_clear()
+    drawn = {fact.id for seed in range(4) for fact in runs._draw(make_run(**SHORT, min_evidences=3, seed=seed).sample, "mine", places).modified_facts}
+    runs._draw.cache_clear()
+    assert len(drawn) > 4 and drawn <= {fact.id for fact in rich}
 
+
+def test_what_was_known_and_is_lost_is_counted_with_and_without_guesses(places):
+    modified = runs._draw(RUN.sample, "mine", places)
+    table = list_questions(modified)
+    unmodified = table[~table["modified"]]
+    commonest = unmodified.groupby("relation")["expected"].transform(lambda names: names.value_counts().index[0])
+    guessed = set(unmodified.loc[unmodified["expected"] == commonest, "fact_id"])
+    before = [number % 3 > 0 for number in range(len(unmodified))]
+    accuracy = EditAccuracy(0.0, 0.0, 0.0, 0.0, 0.0, table.assign(correct=table["fact_id"].isin(guessed)))
+    known = unmodified["fact_id"][before]
+    lost = runs._measure_lost(accuracy, before)
+    assert lost == {"lost": pytest.approx(100 * (~known.isin(guessed)).mean()), "lost_uncommon": 100}
+    assert 0 < lost["lost"] < 100
+
+
+def fake_accuracy(modified, knows):
     evidence = [*modified.modified_test, *modified.unmodified_test]
     count = len(modified.modified_test)
     table = pd.DataFrame({"fact_id": [question.fact.id for question in evidence], "modified": [k < count for k in range(len(evidence))]})

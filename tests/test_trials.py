@@ -82,6 +82,18 @@ def test_blocks_may_be_chosen_along_with_the_radius():
     assert best[["blocks", "radius"]].to_numpy().tolist() == [[3, 0.1]]
 
 
+@pytest.mark.parametrize(("best", "edge"), [(0.1, True), (0.2, False), (0.4, True)])
+def test_a_radius_is_at_the_edge_if_nothing_beyond_it_was_tried(best, edge):
+    rows = make_rows(*((radius, 90 if radius == best else 10, 50) for radius in (0.1, 0.2, 0.4, math.inf)))
+    other = make_rows((0.05, 1, 1), (0.8, 1, 1), (0.2, 2, 2), blocks=3)  # which tried further
+    found = select_radius(pd.concat([rows, other]), ["blocks"]).set_index("blocks")["edge"]
+    assert found[0] == edge and not found[3]
+
+
+def test_a_single_radius_was_no_choice_and_has_no_edge():
+    assert not select_radius(make_rows((0.1, 1, 1), (math.inf, 2, 2)), ["blocks"])["edge"].any()
+
+
 def test_choosing_on_anything_else_is_refused():
     with pytest.raises(ValueError, match="'test'"):
         select_radius(make_rows((0.1, 1, 1)), ["blocks"], "test")
