@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pandas as pd
@@ -30,6 +31,7 @@ from .rows import load_results
 from .runs import Run
 from .starts import RECIPES, Data, Places
 from .synthetic import make_blank_model
+from .world import make_world
 
 # %% ../nbs/6_commands/01_cost.ipynb #find-network
 _PUBLISHED = {"bert-base-uncased": "bert_uncased_L-12_H-768_A-12", "bert-large-uncased": "bert_uncased_L-24_H-1024_A-16"}
@@ -114,8 +116,10 @@ _NUM_RELATIONS = 41  # of T-REx
 def _size(data: Data) -> tuple[float, float, float, int]:
     "Training sentences, facts, test questions, and tokens a sentence."
     if data.benchmark not in _SIZES:
-        facts = 8 * data.num_subjects
-        return 5 * facts, facts, facts, 11 if data.benchmark == "world" else 12
+        cloze = data.benchmark == "world"
+        world = make_world(data.num_subjects, form="cloze" if cloze else "question", style=data.style)
+        neighbours = mean(data.style.contexts) if cloze and data.style else 0
+        return len(world.train), len(world.facts), len(world.test), round((11 if cloze else 12) + 9 * neighbours)
     training, facts, test, length = _SIZES[data.benchmark]
     share = len(data.relations) / _NUM_RELATIONS if data.relations else 1
     return share * min(training, facts * (data.max_evidences or math.inf)), share * facts, share * test, length

@@ -51,7 +51,7 @@ COSTS = ("seconds", "peak_gb")  # of a row: what no two computations have in com
 
 
 def _is_text(name: str) -> bool:
-    text = {column for column, kind in list_columns().items() if "str" in kind}
+    text = {column for column, kind in list_columns().items() if "str" in kind or "tuple" in kind}
     return name in text | {"key", "status", "error", "warning", "device"} or name.endswith(("_hash", "_version"))
 
 

@@ -186,8 +186,8 @@ class Run:
         "The settings as columns of a row."
         method = {"method": METHODS[type(self.method)].name, **dict(_flatten(self.method))}
         columns = {**dict(_flatten(self.sample)), **dict(_flatten(self.start)), **method}
-        text = {"relations": " ".join, "blocks": lambda blocks: str(list(blocks) if isinstance(blocks, tuple) else blocks)}
-        return {name: text.get(name, lambda same: same)(value) for name, value in columns.items()}
+        columns |= {name: " ".join(map(str, value)) for name, value in columns.items() if isinstance(value, tuple) and name != "blocks"}
+        return columns | {"blocks": str(list(value) if isinstance(value, tuple) else value) for value in [columns.get("blocks")] if value is not None}
 
     @property
     def key(self) -> str:

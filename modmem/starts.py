@@ -21,9 +21,9 @@ from .finetuning import FinetuningConfig, finetune
 from .masked_lm import SYNTHETIC, MaskedLM, hash_weights, load_masked_lm, save_masked_lm
 from .modification import answered_facts
 from .pretraining import PretrainingConfig, reinitialize
-from .synthetic import WorldRecipe, build_world_model
+from .synthetic import FAITHFUL, WorldRecipe, build_world_model
 from .trex import load_trex
-from .world import make_world
+from .world import WorldStyle, make_world
 from .zsre import load_zsre
 
 # %% auto #0
@@ -31,10 +31,13 @@ __all__ = ['RECIPES', 'FT_COLUMN', 'hash_settings', 'Data', 'Places', 'Start', '
            'find_answered']
 
 # %% ../nbs/5_experiments/00_starts.ipynb #hash-settings
+_LATER = {"style": None, "pretrained_share": 0.3}  # settings that came after the first keys, as they had been
+
+
 def _canonical(value: Any) -> Any:
     "One spelling for equal settings."
     if isinstance(value, Mapping):
-        return {str(name): _canonical(item) for name, item in value.items()}
+        return {str(name): _canonical(item) for name, item in value.items() if name not in _LATER or item != _LATER[name]}
     if isinstance(value, (list, tuple)):
         return [_canonical(item) for item in value]
     if isinstance(value, float):
@@ -55,6 +58,7 @@ class Data:
     "Which benchmark; not where its files are. What the benchmark has no use for is None."
     benchmark: str = "world"  # "world", "world-questions", "trex" or "zsre"
     num_subjects: int | None = 512  # of a world
+    style: WorldStyle | None = field(default=None, metadata={"prefix": "style_"})  # of a world; None: the plain one
     relations: tuple[str, ...] | None = None  # of T-REx; None: all that have a file
     max_evidences: int | None = None  # of T-REx: training sentences a fact keeps at most
 
@@ -62,8 +66,8 @@ class Data:
         check_choice("benchmark", self.benchmark, ("world", "world-questions", "trex", "zsre"))
         if isinstance(self.relations, str):
             raise ValueError(f"relations must be a list of names, not {self.relations!r}")
-        used = {"trex": {"relations", "max_evidences"}, "zsre": set()}.get(self.benchmark, {"num_subjects"})
-        for name in {"num_subjects", "relations", "max_evidences"} - used:
+        used = {"trex": {"relations", "max_evidences"}, "zsre": set()}.get(self.benchmark, {"num_subjects", "style"})
+        for name in {"num_subjects", "style", "relations", "max_evidences"} - used:
             object.__setattr__(self, name, None)
         for name in ("num_subjects", "max_evidences"):
             if getattr(self, name) is not None:
@@ -95,7 +99,7 @@ def _load_data(
 ) -> Benchmark:
     "Load a benchmark from its place; a world is made."
     if data.benchmark in ("world", "world-questions"):
-        world = make_world(data.num_subjects, form="cloze" if data.benchmark == "world" else "question")
+        world = make_world(data.num_subjects, form="cloze" if data.benchmark == "world" else "question", style=data.style)
         drawn_from = "answered" if data.benchmark == "world" else "all"
         return Benchmark(world.facts[:], world.train[:], world.test[:], world.name, drawn_from)
     path = getattr(places, data.benchmark)
@@ -119,6 +123,9 @@ RECIPES = {  # name of a world's model -> how it is made
     "base": WorldRecipe(),
     "large": WorldRecipe(num_blocks=8, pretraining=replace(WorldRecipe().pretraining, learning_rate=1e-3)),
     "albert": WorldRecipe(family="albert"),
+    "faithful": FAITHFUL,
+    "faithful_1": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=1)),
+    "faithful_2": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=2)),
     "tiny": WorldRecipe(
         num_blocks=2, hidden_size=32, intermediate_size=64, num_heads=2, num_sentences=2000, num_background=16, num_subjects=24,
         pretraining=PretrainingConfig(steps=400, batch_size=32, learning_rate=6e-3, dropout=0.0),
@@ -182,7 +189,7 @@ def load_pretrained(
         return load_masked_lm(places.models.get(model, model), places.device)
     recipe = RECIPES[model]
     for shipped in (SYNTHETIC, *SYNTHETIC.parent.glob(f"{SYNTHETIC.name}_*")):
-        if json.loads((shipped / "recipe.json").read_text(encoding="utf-8"))["recipe"] == asdict(recipe):
+        if hash_settings(json.loads((shipped / "recipe.json").read_text(encoding="utf-8"))["recipe"]) == hash_settings(asdict(recipe)):
             return load_masked_lm(shipped, places.device)
     start = Start(model, "pretrained")
     folder = places.cache / start.key

@@ -11,6 +11,7 @@ from modmem.finetuning import FinetuningConfig
 from modmem.knn_lm import NeighborConfig
 from modmem.runs import RetrainConfig, Run, Sample, UniformConfig
 from modmem.starts import Data, Start
+from modmem.world import WorldStyle
 
 USUAL = {
     "benchmark": "world", "num_subjects": 512, "num_modified": 32, "seed": 0, "model": "base", "start": "FT", "method": "edit", "blocks": "all", "norm": "linf",
@@ -51,7 +52,8 @@ def make_method(columns):
 def make_run(**columns):
     "A run from flat settings; what is not given is as usual in the world."
     columns = USUAL | columns
-    data = take(Data, columns)
+    style = {"style": take(WorldStyle, columns, "style_")} if any(name.startswith("style_") for name in columns) else {}
+    data = take(Data, columns, **style)
     if columns["method"] == "FaE":
         start = FaeStart(columns["model"], data, take(FaeRecipe, {name: value for name, value in columns.items() if name.startswith("fae_")}, "fae_"))
     elif columns["start"] == "FT":
@@ -72,8 +74,8 @@ def read_columns(row):
     if blocks != "all":
         settings["blocks"] = tuple(map(int, blocks.strip("[]").split(",")))
         settings["blocks"] = settings["blocks"] if blocks.startswith("[") else settings["blocks"][0]
-    if "relations" in settings:
-        settings["relations"] = tuple(settings["relations"].split())
+    for name in {"relations", "style_relations", "style_evidences", "style_contexts"} & set(settings):
+        settings[name] = tuple(int(part) if part.isdigit() else part for part in settings[name].split())
     if "epochs" in settings or settings["method"] == "retrain":
         settings.pop("steps", None)  # of the outcome
     return settings | {name: bool(settings[name]) for name in ("tables", "symbolic") if name in settings}

@@ -1,6 +1,7 @@
 """What rows would cost: counted on models without numbers, and by hand."""
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from modmem.blocks import select_parameters
 from modmem.cost import describe_plan, estimate_run, make_plan
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.pretraining import slot_loss
-from modmem.starts import RECIPES, Places
+from modmem.starts import RECIPES, Data, Places
 from modmem.synthetic import make_blank_model
+from modmem.world import WorldStyle
 
 PLACES = Places("cache")
 TOKENS, HIDDEN, VOCABULARY, WEIGHTS = 11, 96, 514, 513_250  # of Base in the world
@@ -104,6 +106,12 @@ def test_steps_follow_the_evidence_of_the_modified_facts():
     costs = {size: estimate_run(make_run(benchmark="trex", num_modified=size, relations=("P19",)), PLACES)[0] for size in (32, 512)}
     few = estimate_run(make_run(benchmark="trex", relations=("P19",), method="kNN-LM", epsilon_quantile=0.1), PLACES)[0]
     assert (costs[512] - few) / (costs[32] - few) == pytest.approx(1510 / 100), "10 epochs of 151 and of 10 batches"
+
+
+def test_a_world_in_a_style_has_its_own_counts():
+    told = replace(Data(num_subjects=8), style=WorldStyle())
+    assert cost._size(Data(num_subjects=8)) == (8 * 8 * 5, 8 * 8, 8 * 8, 11) and cost._size(told) == (8 * 180, 8 * 10, 2 * 8 * 10, 20)
+    assert cost._size(replace(told, benchmark="world-questions")) == (8 * 50, 8 * 10, 2 * 8 * 10, 12)
 
 
 @pytest.mark.parametrize("model, millions", [("google-bert/bert-base-uncased", 109.5), ("bert-large-uncased", 335.2), ("albert/albert-xxlarge-v2", 206.4),

@@ -24,6 +24,7 @@ from modmem.rows import load_results
 from modmem.runs import HELDOUT_SHARE, METHODS, RetrainConfig, Run, Sample, UniformConfig, compute_row, is_heldout, list_columns
 from modmem.starts import RECIPES, Data, Places, Start, find_start
 from modmem.trials import run_trial
+from modmem.world import WorldStyle
 
 SHORT = {
     "model": "mine", "start": "pretrained", "num_subjects": 12, "drawn_from": "all", "num_modified": 4, "blocks": 0, "radius": 0.005,
@@ -68,7 +69,7 @@ KEYS = {
 }
 
 CHANGES = {
-    "benchmark": "zsre", "num_subjects": 13, "relations": ("P20",), "max_evidences": 4, "facts": "heldout", "drawn_from": "all",
+    "benchmark": "zsre", "num_subjects": 13, "style": WorldStyle(), "relations": ("P20",), "max_evidences": 4, "facts": "heldout", "drawn_from": "all",
     "object_frequency": "global", "min_evidences": 2, "num_modified": 31, "seed": 1, "model": "large", "start": "pretrained", "finetuning_steps": 599,
     "finetuning_batch_size": 63, "finetuning_learning_rate": 2e-3, "method": "uniform", "blocks": 3, "norm": "l2", "radius": 0.1,
     "unmodified_per_modified": 1.0, "learning_rate": 2e-3, "batch_size": 127, "epochs": 9.0, "min_steps": 71, "steps": 70,
@@ -91,7 +92,7 @@ def test_every_setting_counts(name):
 @pytest.mark.parametrize(
     ("base", "idle"),
     [
-        ({}, {"relations": ("P1",), "max_evidences": 2}), (TREX, {"num_subjects": 3}), ({"benchmark": "zsre"}, {"num_subjects": 3}),
+        ({}, {"relations": ("P1",), "max_evidences": 2}), (TREX, {"num_subjects": 3, "style": WorldStyle()}), ({"benchmark": "zsre"}, {"num_subjects": 3}),
         ({}, {"drawn_from": "answered"}), ({}, {"min_evidences": 0}), ({"benchmark": "zsre"}, {"drawn_from": "all"}), ({**FAE, "group": "none"}, {"radius": 0.5, "learning_rate": 0.1, "norm": "l2"}),
     ],
 )
@@ -108,6 +109,9 @@ def test_a_column_is_a_setting_by_its_name_and_names_are_those_listed():
     }
     for run in runs_of.values():
         assert set(run.settings) <= set(list_columns()) and None not in run.settings.values()
+    told = make_run(style=WorldStyle(contexts=(0, 2)))
+    assert set(told.settings) <= set(list_columns()) and told.settings["style_contexts"] == "0 2" and told.settings["style_num_tests"] == 2
+    assert make_run(**read_columns(told.settings)) == told and not any(name.startswith("style") for name in runs_of["edit"].settings)
     assert runs_of["trex"].settings["relations"] == "P19" and "num_subjects" not in runs_of["trex"].settings
     assert runs_of["FaE"].settings["fae_coverage"] == 0.5 and not {"fae_null_rate", "fae_steps", "blocks", "finetuning_steps"} & set(runs_of["FaE"].settings)
     assert not {"norm", "radius", "learning_rate", "blocks"} & set(runs_of["kNN-LM"].settings) and runs_of["kNN-LM"].settings["remembered"] == "modified"

@@ -18,7 +18,9 @@ from modmem.finetuning import FinetuningConfig
 from modmem.masked_lm import SYNTHETIC, save_masked_lm
 from modmem.pretraining import reinitialize
 from modmem.files import exclusively
+from modmem.fae_starts import FaeStart
 from modmem.starts import RECIPES, Data, Places, Start, find_answered, find_start, hash_settings, load_benchmark, load_pretrained
+from modmem.world import WorldStyle, make_world
 
 DATA = Data(num_subjects=6)
 TRAINING = FinetuningConfig(steps=2, batch_size=16)
@@ -83,6 +85,32 @@ def test_a_start_is_keyed_by_recipe_data_and_training(monkeypatch):
     assert Start("alias", "pretrained").key == before
     monkeypatch.setitem(RECIPES, "base", replace(RECIPES["base"], initial_std=0.02))
     assert Start("base", "pretrained").key != before
+
+
+KEYS = {  # made before a world had a style
+    "base": "5212a4aa366c3e44", "large": "407f851412b40ba7", "albert": "714fbcafe13b8810", "tiny": "10db8b75c8c26e66",
+    "world": "8d9c649d43c4b90a", "world-questions": "2e2eda6afbcd6b0c", "trex": "8499465a08eace9c", "FaE": "5f3b3e01b8ec5e6f",
+}
+
+
+def test_keys_from_before_there_were_styles_stand():
+    training = FinetuningConfig(1e-3, 64, steps=600, pool=16, max_gradient_norm=1.0)
+    keys = {name: Start(name, "pretrained").key for name in RECIPES if name in KEYS} | {"FaE": hash_settings(FaeStart().settings)}
+    for data in (Data(), Data("world-questions", num_subjects=64), Data("trex", relations=("P19",))):
+        keys[data.benchmark] = Start("base", "FT", data, training).key
+    assert keys == KEYS
+
+
+def test_a_style_counts_in_every_key():
+    styles = (None, WorldStyle(), WorldStyle(contexts=(0, 1)), WorldStyle(num_tests=1))
+    assert len({replace(FT, data=Data(num_subjects=6, style=style)).key for style in styles}) == 4
+    assert Data("trex", style=WorldStyle()) == Data("trex") and hash_settings({"style": None}) == hash_settings({})
+
+
+def test_a_benchmark_is_told_in_its_style(places):
+    plain, told = (load_benchmark(Data(num_subjects=2, style=style), "base", places) for style in (None, WorldStyle()))
+    assert [sentence.text for sentence in told[0].train] == [sentence.text for sentence in make_world(2, style=WorldStyle()).train]
+    assert plain[1] != told[1] and len(told[0].train) > 3 * len(plain[0].train) and len(told[0].test) == 2 * len(told[0].facts)
 
 
 def test_settings_without_effect_on_the_data_do_not_count():

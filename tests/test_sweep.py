@@ -26,6 +26,7 @@ from modmem.rows import COSTS, load_results
 from modmem.runs import Run
 from modmem.starts import Places
 from modmem.sweep import run_sweep, shard
+from modmem.world import WorldStyle
 
 GRID = [make_run(**{**SHORT, "blocks": blocks, "radius": radius, "seed": seed}) for blocks in (0, 2) for radius in (0.01, math.inf) for seed in (0, 1)]
 LONG = [make_run(**{**SHORT, "blocks": run.method.blocks, "radius": run.method.radius, "seed": run.sample.seed, "steps": 40}) for run in GRID[:6]]
@@ -184,17 +185,18 @@ def test_rows_stay_when_the_sweep_is_interrupted(invented, tmp_path, monkeypatch
 def test_a_saved_table_is_the_table(invented, tmp_path):
     runs = [
         make_run(), make_run(radius=0.1 + 0.2, blocks=3, seed=1), make_run(blocks=[0, 3], radius=1, seed=2, epochs=10), make_run(seed=100), make_run(seed=13),
-        make_run(benchmark="trex", relations=["P19", "P20"], seed=4), make_run(benchmark="zsre", steps=9, start="RI", dropout=None),
+        make_run(benchmark="trex", relations=["P19", "P20"], seed=4), make_run(benchmark="zsre", steps=9, start="RI", dropout=None), make_run(style=WorldStyle(), seed=5),
     ]
     table = run_sweep(runs, tmp_path / "store")
     table.to_csv(tmp_path / "rows.csv", index=False)
     loaded = load_results(rows=tmp_path / "rows.csv")
     pd.testing.assert_frame_equal(loaded, load_results(tmp_path / "store"))
     pd.testing.assert_frame_equal(loaded.set_index("key").loc[table["key"]].reset_index(), table)
-    assert table["radius"].tolist() == [math.inf, 0.1 + 0.2, 1.0, *4 * [math.inf]] and table["blocks"].tolist()[:3] == ["all", "3", "[0, 3]"]
-    assert table["relations"].tolist()[4:] == ["", "P19 P20", ""] and table["num_subjects"].isna().tolist() == 5 * [False] + 2 * [True]
-    assert table["largest"].min() == -math.inf and table["modified_accuracy"].isna().tolist() == [False] * 3 + [True, True, False, False]
-    assert set(table["start_hash"]) == {"12e4", ""} and "13,13" not in (tmp_path / "rows.csv").read_text() and len(table) == 7
+    assert table["radius"].tolist() == [math.inf, 0.1 + 0.2, 1.0, *5 * [math.inf]] and table["blocks"].tolist()[:3] == ["all", "3", "[0, 3]"]
+    assert table["relations"].tolist()[4:] == ["", "P19 P20", "", ""] and table["num_subjects"].isna().tolist() == 5 * [False] + 2 * [True] + [False]
+    assert table["largest"].min() == -math.inf and table["modified_accuracy"].isna().tolist() == [False] * 3 + [True, True, False, False, False]
+    assert set(table["start_hash"]) == {"12e4", ""} and "13,13" not in (tmp_path / "rows.csv").read_text() and len(table) == 8
+    assert table["style_contexts"].tolist() == 7 * [""] + ["0 1 2"] and table["style_num_tests"].dropna().tolist() == [2]
 
 
 def test_rows_of_a_csv_are_skipped_unless_they_failed(invented, tmp_path):

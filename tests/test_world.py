@@ -128,6 +128,14 @@ def test_pretraining_shows_only_the_marked_facts_of_the_benchmark(text, people):
     assert len(marked) / (8 * NUM_SUBJECTS) == pytest.approx(0.3, abs=0.06)
 
 
+def test_the_share_of_facts_that_pretraining_shows_is_a_setting():
+    told = {share: {one.fact.id for one in make_pretraining(3000, 1, 8, seed=0, pretrained_share=share) if one.fact.id.split("-")[1] in "01234567"} for share in (0.1, 0.3, 1.0)}
+    assert told[0.1] < told[0.3] < told[1.0] and len(told[1.0]) == 64
+    for wrong in (0, -0.1, 1.1):
+        with pytest.raises(ValueError, match=f"not {wrong}$"):
+            make_pretraining(1, 1, 1, pretrained_share=wrong)
+
+
 def test_pretraining_text_tells_the_truth(text):
     world = {fact.id: repr(fact) for fact in make_world(NUM_SUBJECTS).facts}
     answers = defaultdict(set)
