@@ -104,7 +104,7 @@ class Paper:
         "Save a table or a figure with its numbers and where they come from; the file's name."
         seeds = self.parameters.get("seeds", self.parameters.get("heldout_seeds", ()))
         devices = ", ".join(sorted(set(rows.get("device", ())))) or self.at["device"]
-        origin = describe_run(self.parameters, seeds, devices, rows["seconds"].sum(), cuts)
+        origin = describe_run(self.parameters, seeds, devices, rows["seconds"].sum(min_count=min(1, len(rows))), cuts)
         picture = [] if figure is None else [figure]
         return (save_figure if picture else save_table)(self.at["output"], name or self.name, *picture, summary, shown, caption, origin).name
 
@@ -119,10 +119,14 @@ def list_failed(
 # %% ../nbs/5_experiments/10_paper.ipynb #list-cuts
 def _list_edges(chosen: pd.DataFrame) -> list[str]:
     "Name the choices of a radius that lie at the edge of the radii tried."
-    names = [name for name in (*list_columns(), "chosen_on") if name in chosen and name not in ("seed", "facts")]
-    apart = [name for name in names if name == "radius" or chosen[name].astype(str).nunique() > 1]
-    at_edge = chosen.loc[chosen["edge"].eq(True), apart].drop_duplicates()
-    return [", ".join(f"{name} {value:g}" if name == "radius" else f"{name.replace('_', ' ')} {value}" for name, value in line.items()) for line in at_edge.to_dict("records")]
+    names = [name for name in list_columns() if name in chosen and name not in ("seed", "facts", "steps", "radius", "unmodified_per_modified")]
+    apart = [name for name in names if chosen[name].astype(str).nunique() > 1]
+    at_edge = chosen[chosen["edge"].eq(True)]
+    edges = {}
+    for line in at_edge[[*apart, "radius", *(["chosen_on"] if "chosen_on" in chosen else [])]].drop_duplicates().to_dict("records"):
+        where = [f"|M| = {line[name]}" if name == "num_modified" else f"{name} {line[name]}" if name == "blocks" else str(line[name]) for name in apart]
+        edges.setdefault(", ".join([*where, f"{line['radius']:g}"]), []).append(line.get("chosen_on", ""))
+    return [f"{edge} ({' and '.join(ways)})" if any(ways) else edge for edge, ways in edges.items()]
 
 
 def list_cuts(
@@ -142,6 +146,6 @@ def list_cuts(
         models.format(model=given.get("model")): bool(set(used) & set(RECIPES)),
         **own,
         f"{len(given.get('seeds', ()))} of the paper's {runs} runs": len(given.get("seeds", ())) < runs,
-        f"{len(edges)} of the chosen radii at the edge of those tried: {'; '.join(edges)}": len(edges) > 0,
+        f"chosen radii at the edge of those tried: {'; '.join(edges)}": len(edges) > 0,
         f"{failed} rows that failed": failed > 0,
     }.items() if made]

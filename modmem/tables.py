@@ -185,14 +185,14 @@ def _find_commit() -> str | None:
 def describe_run(
     parameters: Mapping[str, object],  # of the notebook
     seeds: Sequence[int], device: str,
-    seconds: float,  # how long the rows took
+    seconds: float,  # how long the rows took; NaN: not known
     cuts: Sequence[str] = (),  # what was cut from the paper's grid, a sentence each
 ) -> dict:  # for `save_table` and `save_figure`
     "Describe where an artefact comes from: settings, versions, commit."
     packages = ("torch", "transformers", "numpy", "pandas", "matplotlib")
     versions = {"python": platform.python_version(), "modmem": modmem.__version__} | {name: version(name) for name in packages}
     return {
-        "parameters": dict(parameters), "seeds": list(seeds), "device": device, "seconds": round(seconds, 1), "cuts": list(cuts),
+        "parameters": dict(parameters), "seeds": list(seeds), "device": device, "seconds": None if math.isnan(seconds) else round(seconds, 1), "cuts": list(cuts),
         "versions": versions, "commit": _find_commit(),
     }  # fmt: skip
 

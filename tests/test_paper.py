@@ -303,7 +303,7 @@ def test_the_gain_of_a_ball_is_paired_and_its_radius_chosen_on_held_out_facts(fo
     heldout = rows[(rows["facts"] == "heldout") & (rows["blocks"] == "0")]
     means = (heldout["modified_accuracy"] + heldout["unmodified_accuracy_heldout"]).groupby(heldout["radius"]).mean()
     assert csv["radius"][0] == means.idxmax()
-    assert "at the edge of those tried" in text  # of two radii either is
+    assert f"at the edge of those tried: blocks 0, {csv['radius'][0]:g}" in text  # of two radii either is
     assert_whole("when_it_pays", folder, record, parameters, pictures=True)
 
 
