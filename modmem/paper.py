@@ -8,6 +8,7 @@ __all__ = ['Paper', 'list_failed', 'list_cuts']
 # %% ../nbs/5_experiments/10_paper.ipynb #imports
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from matplotlib.figure import Figure
 
 import modmem
 from .editor import ModificationConfig
+from .fae import FaeConfig
+from .fae_starts import FaeStart
+from .fae_training import FaeRecipe
 from .figures import save_figure
 from .finetuning import FinetuningConfig
 from .runs import Run, Sample, list_columns
@@ -89,6 +93,12 @@ class Paper:
     def start(self, **given) -> Start:
         "Say from where: `start` and `model`."
         return _make_start(self.parameters, self.data, given)
+
+    def fae_start(self, **given) -> FaeStart:
+        "Say from where, of FaE: `model`, and `fae`, its recipe where that is not as usual."
+        model, settings = _take(("model",), self.parameters, given)["model"], dict(self.parameters.get("fae", {}))
+        shape, training = FaeConfig(**settings.pop("shape", {})), replace(FaeRecipe().finetuning, **settings.pop("finetuning", {}))
+        return FaeStart(model, self.data, FaeRecipe(shape=shape, finetuning=training, **settings))
 
     def edit(self, blocks: int | str, seed: int, radius: float = math.inf, **given) -> ModificationConfig:
         "Say how: FTM or FTA; `given`: `norm` and settings of the training."

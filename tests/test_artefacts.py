@@ -6,6 +6,7 @@ from mini_notebooks import PLACES, RUNS, SETTINGS, here, notebooks, write_notebo
 
 from modmem import paper
 from modmem.artefacts import OPTIONS, Artefact, choose_artefacts, list_artefacts, list_runs
+from modmem.files import DataError
 from modmem.starts import Places
 
 def test_artefacts_share_rows_and_come_in_order_with_the_claims_last(notebooks):
@@ -100,3 +101,14 @@ def test_a_mistake_in_a_file_is_named(tmp_path, text, reason):
     with pytest.raises(ValueError) as caught:
         choose_by(tmp_path, text)
     assert "small.yaml" in str(caught.value) and reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_scale_chooses_its_artefacts_unless_others_are_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("artefacts: [table_3]\nall: {num_modified: 8}\n", encoding="utf-8")
+    assert [artefact.name for artefact in choose_artefacts([], file=file)] == ["table_3"]
+    assert [artefact.name for artefact in choose_artefacts(["tradeoff"], file=file)] == ["tradeoff"]
+    for wrong in ("[table_33]", "table_3"):
+        file.write_text(f"artefacts: {wrong}\n", encoding="utf-8")
+        with pytest.raises(DataError, match="mine.yaml.*artefacts.*expected a list of artefacts"):
+            choose_artefacts([], file=file)

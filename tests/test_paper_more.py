@@ -107,3 +107,12 @@ def test_their_quick_rows_are_those_of_other_notebooks_where_they_can_be():
     keys = {name: {one.key for one in list_runs(name)} for name in ("table_2", "norms", "constraints", "ablation", "radius_choice")}
     assert keys["radius_choice"] <= keys["table_2"]
     assert len(keys["constraints"] & keys["norms"]) == 14 and keys["ablation"] & keys["norms"]
+
+
+@pytest.mark.parametrize(("scale", "first_blocks", "size", "steps"), [("paper", 4, 256, 20000), ("small", 2, 128, 2500), ("tiny", 1, 64, 2500)])
+def test_a_scale_has_a_fae_of_its_own_size(scale, first_blocks, size, steps):
+    from modmem.artefacts import choose_artefacts, list_runs, parameter_file
+
+    [artefact] = choose_artefacts(["table_5"], file=parameter_file(scale))
+    starts = {run.start for run in list_runs(artefact).runs}
+    assert {(start.recipe.shape.first_blocks, start.recipe.shape.entity_size, start.recipe.finetuning.steps) for start in starts} == {(first_blocks, size, steps)}
