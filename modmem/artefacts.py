@@ -68,25 +68,26 @@ def _read_cells(path: Path) -> list[dict]:
     ]
 
 
+def _list_parameters(path: Path) -> list[tuple[str, ast.Assign | ast.AnnAssign]]:
+    "Find the assignments of a notebook's parameters, by name."
+    source = next((cell["source"] for cell in _read_cells(path) if "parameters" in cell["tags"]), "")
+    nodes = [node for node in ast.parse(source).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    return [((node.target if isinstance(node, ast.AnnAssign) else node.targets[0]).id, node) for node in nodes]
+
+
 def read_defaults(
     path: Path,  # of a papermill notebook
 ) -> dict[str, Any]:  # name -> value
     "Read the values that a notebook's own parameters have."
-    source = next((cell["source"] for cell in _read_cells(path) if "parameters" in cell["tags"]), "")
-    nodes = [node for node in ast.parse(source).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
-    return {(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]).id: ast.literal_eval(node.value) for node in nodes}
+    return {name: ast.literal_eval(node.value) for name, node in _list_parameters(path)}
 
 
 def _read_parameters(path: Path) -> dict[str, str]:  # name -> type
-    "Read which parameters a notebook has, in their order."
-    source = next((cell["source"] for cell in _read_cells(path) if "parameters" in cell["tags"]), "")
-    kinds = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.AnnAssign):
-            kinds[node.target.id] = ast.unparse(node.annotation)
-        elif isinstance(node, ast.Assign):  # written without a type: that of its default
-            kinds[node.targets[0].id] = type(ast.literal_eval(node.value)).__name__
-    return kinds
+    "Read which parameters a notebook has, in their order; one written without a type has that of its default."
+    return {
+        name: ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(ast.literal_eval(node.value)).__name__
+        for name, node in _list_parameters(path)
+    }
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #check-value
 def _refuse_text(value: Any) -> None:
@@ -156,11 +157,12 @@ def _read_yaml(path: Path) -> Any:
         raise DataError(f"expected YAML, {' '.join(str(error).split())}", path) from None
 
 
-def _read_file(path: Path, known: Mapping[str, Mapping[str, str]]) -> dict[str, dict]:
-    "Read a parameter file: artefact -> parameters, checked; an artefact's own go before those of all."
-    entries, values = _read_yaml(path), {name: {} for name in known}
-    entries = {name: given for name, given in entries.items() if name != "artefacts"} if isinstance(entries, dict) else {"": entries}
+def _settle_file(entries: Any, path: Path, known: Mapping[str, Mapping[str, str]]) -> dict[str, dict]:
+    "Take the entries of a parameter file: artefact -> parameters, checked; an artefact's own go before those of all."
+    values, entries = {name: {} for name in known}, entries if isinstance(entries, dict) else {"": entries}
     for entry, given in sorted(entries.items(), key=lambda item: item[0] != "all"):
+        if entry == "artefacts":
+            continue
         if not isinstance(given, dict):
             raise DataError(f"expected artefacts with their parameters, found {given!r}", path, field=entry or None)
         if entry not in (*known, "all"):
@@ -171,9 +173,8 @@ def _read_file(path: Path, known: Mapping[str, Mapping[str, str]]) -> dict[str, 
     return values
 
 
-def _read_choice(path: Path, known: Iterable[str]) -> list[str]:
-    "Read which artefacts a parameter file chooses where nothing else does: its entry `artefacts`; all without one."
-    entries = _read_yaml(path)
+def _choose_in_file(entries: Any, path: Path, known: Iterable[str]) -> list[str]:
+    "Which artefacts a parameter file chooses where nothing else does: its entry `artefacts`; all without one."
     chosen = entries.get("artefacts", list(known)) if isinstance(entries, dict) else list(known)
     for name in chosen if isinstance(chosen, list) else [chosen]:
         if name not in known or not isinstance(chosen, list):
@@ -208,9 +209,9 @@ def choose_artefacts(
     for name in names:
         if name not in known:
             raise ValueError(f"there is no artefact {name!r}{_suggest(name, known)}")
-    names = names or (_read_choice(file, known) if file else list(known))
-    chosen = [name for name in known if name in names]
-    values = _read_file(file, known) if file else {name: {} for name in known}
+    entries = _read_yaml(file) if file else {}
+    names = names or _choose_in_file(entries, file, known)
+    chosen, values = [name for name in known if name in names], _settle_file(entries, file, known)
     pairs = dict(pair.partition("=")[::2] for pair in given)
     by_hand = _assign(pairs, {name: known[name] for name in chosen}, _read_value, lambda name, reason: ValueError(f"-p {name}: {reason}"))
     return [Artefact(name, notebook_path(name), values[name] | by_hand[name], options or {}) for name in chosen]

@@ -106,7 +106,7 @@ class MaskedBatch:
         return replace(self, **{name: part.to(device) for name, part in tensors.items()})
 
 # %% ../nbs/1_method/13_batches.ipynb #make-batch
-def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int, device: torch.device | str = "cpu") -> MaskedBatch:
+def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int) -> MaskedBatch:
     "Pad to the longest sentence and gather the slots."
     lengths = torch.tensor([len(sentence.input_ids) for sentence in encoded])
     longest = int(lengths.max())
@@ -117,7 +117,7 @@ def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int, device: to
     columns = torch.tensor([slot for sentence in encoded for slot in sentence.slots])
     numbers = torch.tensor([number for sentence in encoded for number in range(len(sentence.slots))])
     labels = torch.tensor([label for sentence in encoded for label in sentence.labels])
-    return MaskedBatch(ids, mask, rows, columns, numbers, labels, int(numbers.max()) + 1).to(device)
+    return MaskedBatch(ids, mask, rows, columns, numbers, labels, int(numbers.max()) + 1)
 
 # %% ../nbs/1_method/13_batches.ipynb #bucket-by-length
 def bucket_by_length(

@@ -108,7 +108,7 @@ def assign_parts(
     rows["model"] = rows["model"].map({parts.base: "base", parts.large: "large"})
     few, fixed = rows["num_modified"] == parts.num_modified, rows["epochs"].isna() & rows["radius"].notna()
     drop = rows["unmodified_accuracy_before"] - rows["unmodified_accuracy"]
-    rows = rows.assign(few=few, fixed=fixed, drop=drop, lost=100 * drop / rows["unmodified_accuracy_before"])
+    rows = rows.assign(few=few, fixed=fixed, drop=drop, forgotten=100 * drop / rows["unmodified_accuracy_before"])
     rows = rows.assign(modified=rows["modified_accuracy"], unmodified=rows["unmodified_accuracy_reported"])
     return rows.assign(mean=(rows["modified"] + rows["unmodified"]) / 2)
 
@@ -303,7 +303,7 @@ def _neighbors(rows: pd.DataFrame, memory: str = "modified") -> pd.DataFrame:
     "Take rows of kNN-LM, with the share of percent that the worse accuracy has."
     rows = _pick(rows, method="kNN-LM", start="pretrained", position=memory, norm=None, unmodified_per_modified=None)
     threshold = rows["epsilon_quantile"].map("quantile {}".format).where(rows["epsilon_quantile"].notna(), rows["epsilon"].map("distance {}".format))
-    return rows.assign(threshold=threshold, both=np.minimum(rows["modified"], 100 - rows["lost"]))
+    return rows.assign(threshold=threshold, both=np.minimum(rows["modified"], 100 - rows["forgotten"]))
 
 
 def _lacks_one(rows: pd.DataFrame) -> pd.Series:

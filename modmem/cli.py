@@ -242,7 +242,7 @@ def _check_parts(folder: Path) -> None:
         raise DataError(f"expected {what}", folder)
 
 # %% ../nbs/6_commands/04_cli.ipynb #check-model
-_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "mpnet", "deberta-v2", "modernbert")  # `modmem.masked_lm.ARCHITECTURES`, which needs torch
+_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "mpnet", "deberta-v2", "modernbert")  # `modmem.architectures.ARCHITECTURES`, which needs torch
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
@@ -413,7 +413,7 @@ def _pretrain(
         results = _pretrain_world(recipe or "base", settings, checkpoint, output)
     else:
         _check_model(init)
-        questions = _lazy.trex.load_trex(trex).test if trex else ()
+        questions = _read_trex(trex, None).test if trex else ()
         results = _pretrain_corpus(_lazy.pretraining.read_sentences(corpus), init, settings, checkpoint, output, device, workers, half, questions)
     checkpoint.unlink()  # only now: the model is safe
     _report(results)
@@ -425,7 +425,7 @@ def _finetune_and_save(masked_lm: MaskedLM, benchmark: Benchmark, settings: dict
     results = {
         "benchmark": benchmark.name, "facts": len(benchmark.facts), "steps": len(losses), "final_loss": losses[-1],
         "accuracy": {key: _lazy.evaluation.measure_accuracy(model, benchmark.test) for key, model in (("before", masked_lm), ("after", trained))},
-        "majority_accuracy": _lazy.evaluation.majority_accuracy(benchmark),
+        "majority_accuracy": _lazy.facts.majority_accuracy(benchmark),
     }
     _lazy.masked_lm.save_masked_lm(trained, output)
     with write_atomically(output / "finetuning.json") as temporary:
@@ -574,7 +574,7 @@ def _score_benchmark(models: Mapping[str, MaskedLM], record: dict | None, benchm
     measures = _MEASURES if changed else {"accuracy": "unmodified", "accuracy_by_fact": "unmodified_by_fact"}
     return {
         "benchmark": benchmark.name, "facts": len(benchmark.facts), "questions": len(benchmark.test),
-        "majority_accuracy": _lazy.evaluation.majority_accuracy(benchmark), **({"modified_facts": len(changed)} if changed else {}),
+        "majority_accuracy": _lazy.facts.majority_accuracy(benchmark), **({"modified_facts": len(changed)} if changed else {}),
         **{name: _compare({key: getattr(score, measure) for key, score in scores.items()}) for name, measure in measures.items()},
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from .facts import Evidence, majority_accuracy  # noqa: F401 (its users have it from here, too)
+from .facts import Evidence
 from .masked_lm import MaskedLM, predict_pieces
 from .modification import ModifiedBenchmark
 

@@ -129,7 +129,7 @@ def make_fact_batch(
     def tensor(values: list, *shape: int) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=fae.device).reshape(-1, *shape)
 
-    read = make_batch([sentence.evidence for sentence in encoded], fae.encoder.tokenizer.pad_token_id, fae.device)
+    read = make_batch([sentence.evidence for sentence in encoded], fae.encoder.tokenizer.pad_token_id).to(fae.device)
     mentioned = [row for row, sentence in enumerate(encoded) if sentence.mention is not None]
     facts = tensor([sentence.fact for sentence in encoded])
     without = torch.zeros_like(facts) if hidden is None else facts * tensor(hidden)

@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import nn
 
-from .architectures import ARCHITECTURES, Architecture, find_architecture  # noqa: F401 (users have `ARCHITECTURES` from here, too)
+from .architectures import ARCHITECTURES, Architecture, find_architecture
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence, make_batch
 from .facts import Evidence
 from .files import DataError, write_folder_atomically
@@ -132,7 +132,7 @@ class MaskedLM:
 
     def batch(self, encoded: Sequence[EncodedEvidence]) -> MaskedBatch:
         "Pad encoded evidence and move it to the model's device, with the states below an edit."
-        batch = make_batch(encoded, self.tokenizer.pad_token_id, self.device)
+        batch = make_batch(encoded, self.tokenizer.pad_token_id).to(self.device)
         if self.below is None or self.model.training:  # dropout would change the states
             return batch
         return replace(batch, states=self.below(encoded), start=self.below.block)

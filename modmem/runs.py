@@ -20,7 +20,7 @@ from .blocks import select_parameters
 from .constraints import PenalizedConfig, check_norm, modify_constrained, modify_penalized
 from .editor import ModificationConfig
 from .evaluation import EditAccuracy
-from .facts import Benchmark, Evidence
+from .facts import Benchmark, Evidence, is_commonest
 from .fae import FactsAsExperts
 from .fae_editing import FAE_EDITING, FaeEditConfig
 from .fae_starts import FaeStart, find_model
@@ -193,8 +193,7 @@ class Run:
     def key(self) -> str:
         "The hash of all that decides the row."
         method = {"name": METHODS[type(self.method)].name, **asdict(self.method)}
-        sample = {name: value for name, value in asdict(self.sample).items() if (name, value) != ("min_evidences", None)}  # which is younger
-        return hash_settings({"sample": sample, "start": self.start.settings, "method": method, "version": METHOD_VERSION})
+        return hash_settings({"sample": asdict(self.sample), "start": self.start.settings, "method": method, "version": METHOD_VERSION})
 
 # %% ../nbs/5_experiments/02_runs.ipynb #list-columns
 def list_columns() -> dict[str, str]:  # name -> type as text, such as "int | None"
@@ -227,8 +226,7 @@ def _split_unmodified(accuracy: EditAccuracy) -> dict[str, float]:
 def _measure_lost(accuracy: EditAccuracy, before: list[bool]) -> dict[str, float]:
     "What share of the unmodified questions answered before is answered no more; and of those that a relation's commonest object does not answer."
     unmodified = accuracy.per_fact[~accuracy.per_fact["modified"]]
-    commonest = unmodified.groupby("relation")["expected"].transform(lambda names: names.value_counts().index[0])
-    known, guessed = np.array(before, dtype=bool), (unmodified["expected"] == commonest).to_numpy()
+    known, guessed = np.array(before, dtype=bool), is_commonest(unmodified["relation"].tolist(), unmodified["expected"].tolist())
     parts = {"lost": known, "lost_uncommon": known & ~guessed}
     return {name: 100 * float((~unmodified["correct"][which].astype(bool)).mean()) for name, which in parts.items()}
 

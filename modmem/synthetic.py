@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import modmem
-from .evaluation import majority_accuracy
+from .facts import majority_accuracy
 from .files import check_choice, write_atomically
 from .finetuning import FinetuningConfig
 from .masked_lm import MaskedLM, hash_weights, save_masked_lm

@@ -6,7 +6,8 @@ import sys
 import pandas as pd
 import torch
 
-from modmem.evaluation import majority_accuracy, measure_accuracy
+from modmem.evaluation import measure_accuracy
+from modmem.facts import majority_accuracy
 from modmem.finetuning import finetune
 from modmem.masked_lm import SYNTHETIC, load_masked_lm
 from modmem.starts import RECIPES

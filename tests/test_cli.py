@@ -211,7 +211,7 @@ def test_a_hub_id_is_no_path(run, tmp_path):
 
 def test_names_known_without_torch_are_the_librarys():
     from modmem.constraints import CONSTRAINTS
-    from modmem.masked_lm import ARCHITECTURES
+    from modmem.architectures import ARCHITECTURES
 
     need_unmodified_evidence = {norm for norm in CONSTRAINTS if norm.startswith("fisher")}  # which a list of edits has not
     assert set(get_args(cli._Norm)) == set(CONSTRAINTS) - need_unmodified_evidence and set(cli._FAMILIES) == set(ARCHITECTURES)
@@ -272,7 +272,8 @@ def test_an_edit_of_other_facts_is_scored_as_a_whole(run, edits, small_world):
 
 
 def test_a_dataset_is_scored_per_question_and_per_fact_beside_the_majority(run, small_world):
-    from modmem.evaluation import majority_accuracy, measure_accuracy
+    from modmem.evaluation import measure_accuracy
+    from modmem.facts import majority_accuracy
     from modmem.masked_lm import load_masked_lm
 
     code, output, _ = run("evaluate", "synthetic", "--synthetic", "--json")

@@ -54,6 +54,11 @@ def test_a_csv_without_the_columns_of_costs_is_as_good(results):
     assert compare_results(a, b)["same"]
 
 
+def test_what_only_one_has_measured_is_told_and_does_not_count(results):
+    found = compare_results(results("a", lost=3.0), results("b"))
+    assert found["same"] and found["equal"] == 10 and "columns of shared rows: lost and " in describe_comparison(found).splitlines()[0]
+
+
 def test_a_difference_is_counted_measured_and_has_a_likely_reason(results):
     other = results("b", [("0.1-2", "modified_accuracy", 91.0), ("0.1-3", "modified_accuracy", 96.5), ("0.1-2", "start_hash", "bb"), ("0.2-0", "start_hash", "bb")])
     found = compare_results(results("a"), other)

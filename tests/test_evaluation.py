@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from modmem.evaluation import evaluate, majority_accuracy, measure_accuracy
-from modmem.facts import Benchmark, Evidence, Fact
+from modmem.evaluation import evaluate, measure_accuracy
+from modmem.facts import Benchmark, Evidence, Fact, majority_accuracy
 from modmem.masked_lm import MaskedLM
 from modmem.modification import apply_modifications, sample_modifications
 from modmem.synthetic import WorldRecipe, make_blank_model

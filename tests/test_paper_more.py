@@ -1,5 +1,6 @@
 """Three more paper notebooks, run on a world of two dozen people: other constraints, an ablation, the choice of the radius."""
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -116,3 +117,14 @@ def test_a_scale_has_a_fae_of_its_own_size(scale, first_blocks, size, steps):
     [artefact] = choose_artefacts(["table_5"], file=parameter_file(scale))
     starts = {run.start for run in list_runs(artefact).runs}
     assert {(start.recipe.shape.first_blocks, start.recipe.shape.entity_size, start.recipe.finetuning.steps) for start in starts} == {(first_blocks, size, steps)}
+
+
+def test_rows_that_are_there_need_no_data():
+    from modmem import cli
+
+    shipped = Path(__file__).parents[1] / "figures" / "small" / "rows.csv"
+    options = {"store": "absent", "trex": "", "zsre": ""}
+    artefacts = cli._plan(["table_3"], (), "small", options)
+    cli._check_needs(artefacts, Path("absent"), shipped, "cpu", "local", "")
+    with pytest.raises(Exception, match="table_3 asks for rows on trex, which needs --trex"):
+        cli._check_needs(artefacts, Path("absent"), None, "cpu", "local", "")

@@ -138,8 +138,19 @@ def test_interrupted_run_continues_bit_for_bit(bert, whole, tmp_path, monkeypatc
 
 
 def test_batches_that_others_make_ahead_change_nothing(bert, whole, tmp_path, monkeypatch):
-    ahead, losses = pretrain(bert, TEXT, CONFIG, workers=2)
+    makers, make_batch = tmp_path / "makers", modmem.pretraining.make_batch
+    makers.mkdir()
+
+    def sign(*arguments):
+        (makers / str(os.getpid())).touch()
+        return make_batch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modmem.pretraining, "make_batch", sign)
+        ahead, losses = pretrain(bert, TEXT, CONFIG, workers=2)
     assert losses == whole[1] and same_weights(ahead, whole[0])
+    names = {path.name for path in makers.iterdir()}
+    assert len(names) == 2 and str(os.getpid()) not in names
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 5)
         pretrain(bert, TEXT, CONFIG, tmp_path / "unfinished.safetensors", workers=1)

@@ -188,6 +188,11 @@ def test_what_is_said_of_the_rows_of_real_facts_is_so():
     best = means.groupby([choosing["learning_rate"], choosing["blocks"]]).max().groupby("learning_rate").mean()
     assert len(best) == 3 and f"That was {best.idxmax():g} " in said
     assert set(rows.loc[rows["facts"] == "reported", "learning_rate"].dropna()) == {best.idxmax()}
+    both = pd.read_csv(TOP / "figures" / "small" / "float32.csv").merge(rows, on="key", suffixes=("", "_rounded"))
+    assert len(both) == 12 and (both["modified_accuracy"] == both["modified_accuracy_rounded"]).all()
+    assert f"at most {(both['unmodified_accuracy'] - both['unmodified_accuracy_rounded']).abs().max():.2f} points of A_F" in said
+    for record in (TOP / "figures" / "small").glob("[ft]*_[0-9].json"):
+        assert json.loads(record.read_text(encoding="utf-8"))["device"] == " ".join(set(rows["device"]))
 
 
 def test_links_lead_somewhere():

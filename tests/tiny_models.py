@@ -1,5 +1,6 @@
 """Models of a few thousand weights: BERT with the world's WordPiece, ALBERT with a SentencePiece of its own."""
 import functools
+import itertools
 import json
 
 import torch
@@ -84,6 +85,16 @@ def assert_untouched(masked_lm, before):
 def same_bits(a, b):
     "Equality that tells 0.0 from -0.0 and accepts nan."
     return torch.equal(a.detach().contiguous().view(torch.int32), b.detach().contiguous().view(torch.int32))
+
+
+def assert_cuts_change_nothing(masked_lm, batch):
+    "A pass that is cut at any two blocks gives the scores of the whole pass, bit for bit."
+    with torch.no_grad():
+        whole, embedded = masked_lm(batch), masked_lm.embed(batch)
+        for first, second in itertools.combinations_with_replacement(range(len(masked_lm.blocks)), 2):
+            hidden = masked_lm.run_blocks(embedded, batch, stop=first)
+            hidden = masked_lm.run_blocks(hidden, batch, first, second)
+            assert same_bits(masked_lm.score_slots(masked_lm.read_slots(hidden, batch, start=second)), whole)
 
 
 def same_weights(one, other):
