@@ -32,7 +32,7 @@ def _compare_origins(a: pd.DataFrame, b: pd.DataFrame) -> list[dict]:
     names = [name for name in {**a, **b} if name.endswith("_version") or name == "device"]
     found = {name: [", ".join(sorted(set(table.get(name, ())))) for table in (a, b)] for name in sorted(names)} | {"rows": [len(a), len(b)]}
     shared = a.index.intersection(b.index)
-    x, y = (set(table.loc[shared].dropna(axis=1, how="all")) - {*COSTS} for table in (a, b))
+    x, y = (set(table.loc[shared].replace("", np.nan).dropna(axis=1, how="all")) - {*COSTS} for table in (a, b))
     found["columns of shared rows"] = [", ".join(sorted(x - y)), ", ".join(sorted(y - x))]
     return [{"what": name, "a": first, "b": second} for name, (first, second) in found.items() if first != second]
 
