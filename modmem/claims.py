@@ -21,7 +21,7 @@ import modmem
 from .files import DataError, check_choice, get_field, write_atomically
 from .runs import Sample, list_columns
 from .starts import Data
-from .statistics import correct_levels, find_interval, find_p, give_verdict
+from .statistics import correct_levels, count_needed, find_interval, find_p, give_verdict
 from .trials import select_radius
 
 # %% ../nbs/5_experiments/08_claims.ipynb #claim
@@ -37,6 +37,8 @@ class Claim:
     margin: float = 0.0
     unit: str = "points"
     planned: int = 5  # seeds; the paper has 5 runs
+    primary: bool = False  # one of the few that the correction is shared among; the others have one of their own
+    decidable: bool = True  # false: a spread seen in an earlier world asks for more seeds than anybody will run
     why: str  # the result may differ here
 
     def __post_init__(self):
@@ -55,16 +57,17 @@ class Parts:
     base_blocks: Mapping = field(default_factory=lambda: {0: "first", 1: "middle", 3: "last", "all": "all"})
     large_blocks: Mapping = field(default_factory=lambda: {0: "first", 7: "last", "all": "all"})
     num_modified: int = 32  # |M| where the claim names none, and the smallest
+    replicas: tuple[str, ...] = ("base_1", "base_2")  # base's part too, from other seeds of pretraining; their seeds differ from base's
 
 # %% ../nbs/5_experiments/08_claims.ipynb #find-parts
 _SETTINGS = list(list_columns())
 _ACCURACIES = [f"{kind}_accuracy{which}" for kind in ("modified", "unmodified") for which in ("", "_before", "_heldout", "_reported")]
-_MEASURED = [*_ACCURACIES, "within_epsilon", "lost_sharing", "lost_others"]
+_MEASURED = [*_ACCURACIES, "within_epsilon", "lost_sharing", "lost_others", "modified_accuracy_rewritten"]
 
 
 def _find_positions(rows: pd.DataFrame, parts: Parts) -> pd.Series:
     "Find the part of what was edited: blocks, FaE's group or kNN-LM's memory; none for another model."
-    blocks = {parts.base: parts.base_blocks, parts.large: parts.large_blocks}
+    blocks = {**dict.fromkeys((parts.base, *parts.replicas), parts.base_blocks), parts.large: parts.large_blocks}
     named = {(model, str(block)): position for model, positions in blocks.items() for block, position in positions.items()}
     edited = pd.Series([named.get(key) for key in zip(rows["model"], rows["blocks"].astype(str))], rows.index, dtype=object)
     edited = edited.mask(rows["method"] == "FaE", rows["group"])
@@ -98,14 +101,14 @@ def _place_retraining(rows: pd.DataFrame) -> pd.DataFrame:
 def assign_parts(
     rows: pd.DataFrame,  # of `load_results`
     parts: Parts = Parts(),
-) -> pd.DataFrame:  # rows that play a part, with `position`, `few`, `fixed`, and what is measured
+) -> pd.DataFrame:  # rows that play a part, with `checkpoint`, `position`, `few`, `fixed`, and what is measured
     "Find the rows that the claims are about."
     rows = rows.reindex(columns=list(dict.fromkeys([*rows, "status", *_SETTINGS, *_MEASURED]))).copy()
-    rows = _place_retraining(rows).assign(position=lambda placed: _find_positions(placed, parts))
+    rows = _place_retraining(rows).assign(position=lambda placed: _find_positions(placed, parts), checkpoint=rows["model"])
     wanted = _is_usual(rows, parts) & (rows["status"] == "done") & rows["position"].notna() & (rows["num_modified"] >= parts.num_modified)
     rows = _drop_tuning(rows[wanted]).astype(dict.fromkeys(_MEASURED, float))
     rows["benchmark"] = rows["benchmark"].map({parts.cloze: "T-REx", parts.questions: "zsRE"})
-    rows["model"] = rows["model"].map({parts.base: "base", parts.large: "large"})
+    rows["model"] = rows["model"].map({**dict.fromkeys((parts.base, *parts.replicas), "base"), parts.large: "large"})
     few, fixed = rows["num_modified"] == parts.num_modified, rows["epochs"].isna() & rows["radius"].notna()
     drop = rows["unmodified_accuracy_before"] - rows["unmodified_accuracy"]
     rows = rows.assign(few=few, fixed=fixed, drop=drop, forgotten=100 * drop / rows["unmodified_accuracy_before"])
@@ -307,17 +310,25 @@ def _neighbors(rows: pd.DataFrame, memory: str = "modified") -> pd.DataFrame:
 
 
 def _lacks_one(rows: pd.DataFrame) -> pd.Series:
-    return 100 - _at_best(_neighbors(rows), "both", "threshold")
+    return 100 - _at_best(_neighbors(rows).query("facts == 'reported'"), "both", "threshold")
 
 
 def _ahead_of_neighbors(rows: pd.DataFrame) -> pd.Series:
-    ftm = _pick(rows, start="pretrained", position="first", facts="reported")
-    return _at_best(ftm[np.isfinite(ftm["radius"])], "mean", "radius") - _at_best(_neighbors(rows), "mean", "threshold")
+    "How far FTM of the first block is ahead of kNN-LM: radius and threshold chosen on held-out facts, or both on those shown."
+    ftm = _pick(rows, start="pretrained", position="first")
+    sides = {"radius": ftm[np.isfinite(ftm["radius"])], "threshold": _neighbors(rows)}
+    honest = all((some["facts"] == "heldout").any() for some in sides.values())
+    means = []
+    for across, some in sides.items():
+        choosing, shown = some[some["facts"] == ("heldout" if honest else "reported")], some[some["facts"] == "reported"]
+        wide = _wide(choosing, "mean", [across])
+        means.append(_wide(shown[shown[across] == wide.mean().idxmax()], "mean", [across]).mean(axis=1) if len(wide.columns) else pd.Series(dtype=float))
+    return means[0] - means[1]
 
 
 def _lost_by_sharing(rows: pd.DataFrame, memory: str) -> pd.Series:
     "How many more right answers are lost where the old object is shared, with 10 % within epsilon, or as near to it as there is."
-    rows = _neighbors(rows, memory)
+    rows = _neighbors(rows, memory).query("facts == 'reported'")
     distances = (rows.groupby("threshold")["within_epsilon"].mean() - 10).abs()
     rows = rows[rows["threshold"] == (distances.idxmin() if distances.notna().any() else None)]
     return _average(rows, "lost_sharing", [memory]) - _average(rows, "lost_others", [memory])
@@ -364,30 +375,50 @@ def load_claims(path: str | Path = _FOLDER / "claims.yaml") -> tuple[Claim, ...]
 CLAIMS = load_claims()
 
 # %% ../nbs/5_experiments/08_claims.ipynb #judge
-def _judge(claim: Claim, values: np.ndarray, share: float, level: float) -> dict:
+def _measure(claim: Claim, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    "The contrast of each seed, and the checkpoint that the seed edits."
+    values = claim.measure(rows).astype(float).replace([np.inf, -np.inf], np.nan).dropna().sort_index()
+    checkpoints = rows.loc[(rows["facts"] == "reported") & (rows["model"] == "base"), ["seed", "checkpoint"]].drop_duplicates()
+    if (again := checkpoints["seed"].duplicated()).any():
+        raise ValueError(f"two checkpoints have the seed {checkpoints.loc[again, 'seed'].iloc[0]}: give each seeds of its own")
+    return values.to_numpy(), values.index.map(checkpoints.set_index("seed")["checkpoint"]).fillna("").to_numpy()
+
+
+def _judge(claim: Claim, values: np.ndarray, checkpoints: np.ndarray, share: float, level: float) -> dict:
     "The effect of a claim, its interval at its share of the level and alone, and the verdicts."
-    effect = values.mean() if len(values) else np.nan
-    row = {"name": claim.name, "kind": claim.kind, "margin": claim.margin, "unit": claim.unit, "planned": claim.planned, "n": len(values), "effect": effect}
+    row = {name: getattr(claim, name) for name in ("name", "primary", "kind", "margin", "unit", "planned")}
+    means = pd.Series(values).groupby(checkpoints).mean() if len(values) else pd.Series(dtype=float)
+    row |= {"n": len(values), "effect": values.mean() if len(values) else np.nan, "checkpoints": " / ".join(f"{mean:.1f}" for mean in means)}
     for which, asked in (("", share), ("_alone", level)):
-        row[f"low{which}"], row[f"high{which}"] = ends = find_interval(values, asked)
-        row[f"verdict{which}"] = give_verdict(*ends, claim.kind, claim.margin) if len(values) else "not run"
-    return row
+        row[f"low{which}"], row[f"high{which}"] = ends = find_interval(values, asked, checkpoints)
+        verdict = give_verdict(*ends, claim.kind, claim.margin) if len(values) else "not run"
+        agrees = all(give_verdict(mean, mean, claim.kind, claim.margin) == verdict for mean in means)
+        row[f"verdict{which}"] = verdict if agrees or verdict == "not run" else "undecided"
+    return row | {"needed": count_needed(values, claim.kind, claim.margin, share, checkpoints)}
 
 # %% ../nbs/5_experiments/08_claims.ipynb #check-claims
+_ORDER = (
+    "name", "primary", "kind", "margin", "unit", "planned", "n", "checkpoints", "effect", "low", "high", "p", "verdict", "low_alone", "high_alone",
+    "verdict_alone", "needed",
+)  # fmt: skip
+
+
 def check_claims(
     rows: pd.DataFrame,  # of `load_results`
     claims: Sequence[Claim] = CLAIMS, parts: Parts = Parts(),
-    level: float = 0.05,  # of all claims together
-) -> pd.DataFrame:  # a row a claim; `low`, `high`, `p` and `verdict` are corrected over the claims, those with `alone` are not
+    level: float = 0.05,  # of all primary claims together, and of all others
+) -> pd.DataFrame:  # a row a claim; `low`, `high`, `p` and `verdict` are corrected, those with `alone` are not; `needed` seeds at that correction
     "Check claims on the rows of a sweep; one whose rows are missing is 'not run'."
     if again := [name for name, count in Counter(claim.name for claim in claims).items() if count > 1]:
         raise ValueError(f"several claims are called {again[0]!r}")
-    rows = assign_parts(rows, parts)
-    values = [claim.measure(rows).astype(float).replace([np.inf, -np.inf], np.nan).dropna().sort_index().to_numpy() for claim in claims]
-    levels, corrected = correct_levels([find_p(found, claim.kind, claim.margin) for claim, found in zip(claims, values)], level)
-    table = pd.DataFrame([_judge(claim, found, share, level) for claim, found, share in zip(claims, values, levels)])
-    order = ["name", "kind", "margin", "unit", "planned", "n", "effect", "low", "high", "p", "verdict", "low_alone", "high_alone", "verdict_alone"]
-    return table.assign(p=corrected)[order]
+    rows, tables = assign_parts(rows, parts), []
+    for family in ([claim for claim in claims if claim.primary], [claim for claim in claims if not claim.primary]):
+        measured = [_measure(claim, rows) for claim in family]
+        levels, corrected = correct_levels([find_p(values, claim.kind, claim.margin, where) for claim, (values, where) in zip(family, measured)], level)
+        judged = [_judge(claim, *found, share, level) for claim, found, share in zip(family, measured, levels)]
+        tables.append(pd.DataFrame(judged, columns=[name for name in _ORDER if name != "p"]).assign(p=corrected))
+    table = pd.concat([table for table in tables if len(table)]).set_index("name").loc[[claim.name for claim in claims]]
+    return table.reset_index()[list(_ORDER)]
 
 # %% ../nbs/5_experiments/08_claims.ipynb #describe
 _REASONS = {0: "There are no rows for it.", 1: "One seed has no interval."}
@@ -397,18 +428,27 @@ def _interval(row: pd.Series, which: str = "") -> str:
     return "-" if np.isnan(row[f"low{which}"]) else f"{row[f'low{which}']:.1f} to {row[f'high{which}']:.1f}"
 
 
+def _explain(claim: Claim, row: pd.Series) -> str:
+    "Say why a verdict is what it is."
+    if row["n"] < 2 or np.isnan(row["low"]):
+        return _REASONS.get(row["n"], "All seeds agree exactly, which gives no interval.")
+    reasons = [f"Why it may differ here: {claim.why}"] if row["verdict"] in ("contradicted", "undecided") else []
+    if row["verdict"] == "undecided":
+        reasons.insert(0, f"An effect like this needs about {row['needed']:.0f} seeds." if row["needed"] < 1e4 else "No number of seeds would tell so small an effect.")
+    return " ".join(reasons + ([] if claim.decidable else ["It was called not decidable at this scale beforehand."]))
+
+
 def _describe(claim: Claim, row: pd.Series) -> str:
     "Write what was asked, what came out and, unless it holds, why."
     effect = "-" if np.isnan(row["effect"]) else f"{row['effect']:.1f} {claim.unit}, interval {_interval(row)}"
-    reason = _REASONS.get(row["n"], "All seeds agree exactly, which gives no interval." if np.isnan(row["low"]) else "")
-    why = f"Why it may differ here: {claim.why}" if row["verdict"] in ("contradicted", "undecided") else ""
+    apart = f"; by checkpoint {row['checkpoints']}" if "/" in row["checkpoints"] else ""
     return "\n".join([
         f"## {claim.name}: {row['verdict']}\n\n{claim.statement} ({claim.source})\n",
         f"- contrast: {claim.contrast}",
         f"- margin: {claim.kind} {claim.margin:g} {claim.unit}" + (" of zero" if claim.kind == "within" else ""),
         f"- seeds: {row['n']} of {claim.planned} planned",
-        f"- effect: {effect}",
-        "- verdict: " + " ".join(part for part in (f"**{row['verdict']}**.", reason, why) if part),
+        f"- effect: {effect}{apart}",
+        f"- verdict: **{row['verdict']}**. {_explain(claim, row)}".rstrip(),
     ])  # fmt: skip
 
 # %% ../nbs/5_experiments/08_claims.ipynb #write-claims
@@ -419,19 +459,19 @@ def write_claims(
     level: float = 0.05,
 ) -> Path:  # claims.md
     "Write claims with their verdicts."
-    counts = Counter(checked["verdict"])
-    counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("holds", "contradicted", "undecided", "not run"))
-    headings = ["claim", "n", "effect", "interval", "margin", "p", "verdict", "interval alone", "alone"]
-    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
-    parts = []
+    headings = ["claim", "n", "effect", "by checkpoint", "interval", "margin", "p", "verdict", "interval alone", "alone", "seeds needed"]
+    tables = {True: [], False: []}
     for claim, (_, row) in zip(claims, checked.iterrows(), strict=True):
         numbers = ["-" if np.isnan(row[name]) else f"{row[name]:.{digits}f}" for name, digits in (("effect", 1), ("p", 4))]
-        margin = f"{claim.kind} {claim.margin:g} {claim.unit}"
-        cells = [claim.name, str(row["n"]), numbers[0], _interval(row), margin, numbers[1], row["verdict"], _interval(row, "_alone"), row["verdict_alone"]]
-        lines.append("| " + " | ".join(cells) + " |")
-        parts.append(_describe(claim, row))
-    introduction = (_FOLDER / "claims.md").read_text(encoding="utf-8").rstrip().format(count=len(claims), level=100 * level, confidence=100 * (1 - level))
-    text = "\n\n".join(["# Claims", introduction, f"{counted}.", "\n".join(lines), *parts]) + "\n"
+        needed = f"{row['needed']:.0f}" if row["verdict"] == "undecided" and row["needed"] < 1e4 else "-"
+        cells = [claim.name, str(row["n"]), numbers[0], row["checkpoints"] or "-", _interval(row), f"{claim.kind} {claim.margin:g} {claim.unit}", numbers[1], row["verdict"]]
+        tables[claim.primary].append("| " + " | ".join([*cells, _interval(row, "_alone"), row["verdict_alone"], needed]) + " |")
+    text = ["# Claims", (_FOLDER / "claims.md").read_text(encoding="utf-8").rstrip().format(level=100 * level, confidence=100 * (1 - level))]
+    for primary, title in ((True, "Primary claims"), (False, "Further claims")):
+        counts = Counter(checked.loc[checked["primary"] == primary, "verdict"])
+        counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("holds", "contradicted", "undecided", "not run"))
+        text += [f"**{title}**: {counted}.", "\n".join([f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *tables[primary]])] if tables[primary] else []
+    text = "\n\n".join([*text, *(_describe(claim, row) for claim, (_, row) in zip(claims, checked.iterrows()))]) + "\n"
     for name, content in (("claims.csv", checked.to_csv(index=False, float_format="%.10g", lineterminator="\n")), ("claims.md", text)):
         with write_atomically(Path(folder) / name) as temporary:
             temporary.write_text(content, encoding="utf-8", newline="\n")

@@ -130,6 +130,7 @@ def answer_questions(
     table["correct"] = [pieces[row] == question.evidence.labels for row, question in zip(table["answer"], encoded)]
     table["entity_correct"], table["context_correct"] = table["answer"] == answers, table["context_answer"] == answers
     table["stored"], table["retrieved"] = facts > 0, (facts > 0) & (table["best_fact"] == facts)
+    table["rewritten"] = table["stored"] & (fae.memory.replaced.cpu().numpy()[facts - 1] >= 0)
     table["after"] = [fae.names.labels[row] for row in table["answer"]]
     return table.drop(columns=["answer", "context_answer", "best_fact"])
 
