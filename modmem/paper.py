@@ -52,7 +52,7 @@ _STYLES = {"plain": None, "faithful": WorldStyle()}  # how a world tells its fac
 
 def _make_data(parameters: Mapping[str, Any]) -> Data:
     "Which benchmark; the style is named."
-    check_choice("style", name := parameters.get("style", "faithful"), _STYLES)
+    check_choice("style", name := parameters.get("style", "plain"), _STYLES)
     return Data(style=_STYLES[name], **_take(("benchmark", "num_subjects"), parameters))
 
 

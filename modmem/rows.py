@@ -84,9 +84,12 @@ def load_results(
     "Load the rows of a store, of a csv, or of both; a finished row goes before a failed one."
     tables, wanted = [], None if keys is None else set(keys)
     if rows is not None:
-        names = pd.read_csv(rows, nrows=0).columns
-        if not {"key", "status"} <= set(names):
-            raise DataError("expected rows of a sweep, with columns 'key' and 'status'", rows)
+        try:
+            names = set(pd.read_csv(rows, nrows=0).columns)
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
+            names = set()
+        if not {"key", "status"} <= names:
+            raise DataError("expected rows of a sweep, a csv with columns 'key' and 'status'", rows)
         tables.append(pd.read_csv(rows, dtype=str).fillna({"error": "", "warning": ""}))  # numbers below, exactly
     if store is not None:
         found = {path.stem for path in Path(store).glob("*.json") if not path.name.startswith(".")}

@@ -17,7 +17,7 @@ from modmem.rows import load_results
 
 PAPER = Path(__file__).parents[1] / "nbs" / "paper"
 TINY = {
-    "benchmark": "world-questions", "num_subjects": 24, "model": "tiny", "finetuning_steps": 60, "finetuning_batch_size": 32,
+    "benchmark": "world-questions", "num_subjects": 24, "style": "plain", "model": "tiny", "finetuning_steps": 60, "finetuning_batch_size": 32,
     "finetuning_learning_rate": 0.01, "learning_rate": 0.03, "batch_size": 8, "epochs": 0.5, "min_steps": 10, "seeds": [0, 1],
 }
 POSITIONS = {"blocks": [0, 1], "positions": ["first", "last"]}

@@ -14,7 +14,7 @@ from modmem.starts import Data, Start
 from modmem.world import WorldStyle
 
 USUAL = {
-    "benchmark": "world", "num_subjects": 512, "num_modified": 32, "seed": 0, "model": "base", "start": "FT", "method": "edit", "blocks": "all", "norm": "linf",
+    "benchmark": "world", "num_subjects": 512, "num_modified": 32, "seed": 0, "model": "plain", "start": "FT", "method": "edit", "blocks": "all", "norm": "linf",
     "radius": math.inf, "epochs": 10.0, "min_steps": 70, "warmup": 0.0, "schedule": "constant", "absent": "insert",
     "finetuning_steps": 600, "finetuning_batch_size": 64, "finetuning_learning_rate": 1e-3, "finetuning_pool": 16, "finetuning_max_gradient_norm": 1.0,
 }

@@ -124,7 +124,7 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("pretrain", "--output", "O"): "expected either --synthetic, or --corpus FILE with --init MODEL",
     ("pretrain", "--corpus", "E", "--output", "O"): "expected either --synthetic, or --corpus FILE with --init MODEL",
     ("pretrain", "--synthetic", "--init", "synthetic", "--output", "O"): "expected either --synthetic",
-    ("pretrain", "--synthetic", "--recipe", "huge", "--output", "O"): "'huge' is not one of 'base', 'large', 'albert', 'faithful'",
+    ("pretrain", "--synthetic", "--recipe", "huge", "--output", "O"): "'huge' is not one of 'base', 'large', 'albert', 'plain'",
     ("pretrain", "--corpus", "E", "--init", "synthetic", "--recipe", "large", "--output", "O"): "--recipe goes with --synthetic",
     ("reproduce", "tabel_3"): "there is no artefact 'tabel_3'; did you mean table_3",
     ("reproduce", "table_3", "-p", "num_modifed", "8"): "no parameter 'num_modifed'; did you mean num_modified",
@@ -407,7 +407,7 @@ def test_pretraining_tells_its_course_and_may_halve_the_weights(run, tmp_path, c
         assert ours.dtype is theirs.dtype and ours.equal(theirs.half().float())
 
 
-@pytest.mark.parametrize("name", ["base", "large", "albert", "faithful"])
+@pytest.mark.parametrize("name", ["base", "large", "albert", "plain"])
 def test_pretraining_the_synthetic_world_follows_the_recipe(run, tmp_path, monkeypatch, name):
     from modmem.starts import RECIPES
 

@@ -58,7 +58,7 @@ def test_what_is_counted_is_what_a_real_step_computes(family, blocks):
 
 
 def test_flops_of_a_sentence_by_hand():
-    base = cost._find_network("base", "base")
+    base = cost._find_network("plain", "plain")
     flops = {str(blocks): cost._count_step(base, TOKENS, blocks)[0] for blocks in ("all", 0, 3, (1, 2))}
     lowest, trained, frozen = 2 * LAYERS + 2 * SCORES - PROJECTIONS, 2 * LAYERS + 2 * SCORES, LAYERS + 2 * SCORES  # way back
     last_frozen = KEYS + AT_SLOT + 2 * AT_SLOT_SCORES
@@ -75,7 +75,7 @@ def test_flops_of_a_sentence_by_hand():
 
 
 def test_only_what_has_a_way_back_is_kept():
-    base = cost._find_network("base", "base")
+    base = cost._find_network("plain", "plain")
     kept = {blocks: cost._count_step(base, TOKENS, blocks)[1] for blocks in (3, 0, "all")}
     every = cost._count_step(base, TOKENS, None)[1]
     assert cost._count_step(base, TOKENS, ())[1] == 0 < 4 * TOKENS * 3 * HIDDEN < kept[3] < kept[0] < kept["all"] <= every < 4 * kept["all"]
@@ -84,7 +84,7 @@ def test_only_what_has_a_way_back_is_kept():
 # A row
 
 def test_flops_and_memory_of_a_row():
-    base = cost._find_network("base", "base")
+    base = cost._find_network("plain", "plain")
     fta = make_run(num_subjects=64, blocks=(1, 2), num_modified=8, batch_size=16, unmodified_per_modified=0.5)
     each, kept, _ = cost._count_step(base, TOKENS, (1, 2))
     flops, memory = estimate_run(fta, PLACES)
@@ -127,8 +127,8 @@ def test_a_model_is_known_by_its_folder_or_not_at_all(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(shape))
     asked = {"model": "mine", "start": "pretrained", "blocks": 3, "num_modified": 8}
     mine = make_run(**asked)
-    assert estimate_run(mine, Places("cache", models={"mine": str(tmp_path)})) == estimate_run(make_run(**{**asked, "model": "base"}), PLACES)
-    for run in (mine, make_run(**{**asked, "model": "base", "blocks": 4}), make_run(model="base", method="FaE", group="none")):
+    assert estimate_run(mine, Places("cache", models={"mine": str(tmp_path)})) == estimate_run(make_run(**{**asked, "model": "plain"}), PLACES)
+    for run in (mine, make_run(**{**asked, "model": "plain", "blocks": 4}), make_run(model="plain", method="FaE", group="none")):
         assert all(map(math.isnan, estimate_run(run, PLACES)))
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))

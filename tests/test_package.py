@@ -112,7 +112,7 @@ def test_the_installed_command_evaluates_the_shipped_checkpoint(run):
 def test_the_installed_command_reproduces(run, tmp_path, tiny):
     shutil.copytree(tiny, tmp_path / "_runs" / "paper" / "cache" / tiny.name)
     small = {
-        "benchmark": "world-questions", "num_subjects": 24, "model": "tiny", "starts": ["pretrained"], "blocks": [0, 1], "positions": ["first", "last"],
+        "benchmark": "world-questions", "num_subjects": 24, "style": "plain", "model": "tiny", "starts": ["pretrained"], "blocks": [0, 1], "positions": ["first", "last"],
         "num_modified": 4, "batch_size": 8, "epochs": 0.5, "min_steps": 10, "seeds": [0],
     }
     done = run("modmem", "reproduce", "table_3", *(word for name, value in small.items() for word in ("-p", name, str(value))))
