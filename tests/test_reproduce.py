@@ -343,9 +343,10 @@ def test_places_that_cannot_be_written_are_told_before_any_work(one_line):
 
 def test_a_csv_that_holds_no_rows_is_told_before_any_work(one_line):
     Path("old").mkdir()
-    Path("old/rows.csv").write_text("a,b\n1,2\n")
-    assert "rows.csv: expected rows of a sweep" in one_line("table_3", "--output", "old")
-    assert "rows.csv: expected rows of a sweep" in one_line("table_3", "--rows", "old/rows.csv")
+    for content in (b"a,b\n1,2\n", b"", b"\xff\xfe\x00", b'"'):
+        Path("old/rows.csv").write_bytes(content)
+        assert "rows.csv: expected rows of a sweep" in one_line("table_3", "--output", "old")
+        assert "rows.csv: expected rows of a sweep" in one_line("table_3", "--rows", "old/rows.csv")
 
 
 def test_mistakes_are_told_without_torch(notebooks, tmp_path):
