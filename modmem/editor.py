@@ -9,14 +9,14 @@ import math
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .blocks import check_blocks, named_weights, select_parameters
+from .blocks import check_blocks, check_part, named_weights, select_parameters
 from .files import load_record, save_record
 from .finetuning import FinetuningConfig, finetune
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
@@ -51,11 +51,12 @@ class ModificationConfig:
     norm: str  # of the ball, such as "linf" (Eq. 9) or "l2" (Eq. 8)
     radius: float  # delta; has to be given, inf for no constraint
     finetuning: FinetuningConfig  # how trained
+    part: str = field(metadata={"usual": "all"})  # of each block: a key of `PARTS`
 
-    def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, **settings):
+    def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, part="all", **settings):
         "Settings of `finetuning` can be given by name (`choose_training`)."
-        blocks = check_blocks(blocks)
-        values = {"blocks": blocks, "norm": norm, "radius": check_radius(radius), "finetuning": choose_training(finetuning, **settings)}
+        values = {"blocks": check_blocks(blocks), "norm": norm, "radius": check_radius(radius)}
+        values |= {"finetuning": choose_training(finetuning, **settings), "part": check_part(part)}
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -171,7 +172,7 @@ def modify_facts(
 ) -> Edit:
     "Train the chosen blocks on D_M inside the ball (Eq. 3), and return the change."
     ball = make_ball(config.norm, config.radius) if constraint is None else constraint
-    names = list(select_parameters(masked_lm, config.blocks))
+    names = list(select_parameters(masked_lm, config.blocks, config.part))
     centers = [weight.detach() for weight in named_weights(masked_lm if anchor is None else anchor, names)]
     edited, losses = finetune(
         masked_lm,

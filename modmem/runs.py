@@ -103,7 +103,7 @@ def _train_uniformly(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: U
     "As many steps as the edit, on all evidence alike."
     edit = config.modification
     training = replace(edit.finetuning, steps=edit.finetuning.count_steps(len(modified.modified_train)), epochs=None, min_steps=None)
-    names, optimizer = list(select_parameters(masked_lm, edit.blocks)), partial(ProjectedAdam, ball=make_ball(edit.norm, edit.radius))
+    names, optimizer = list(select_parameters(masked_lm, edit.blocks, edit.part)), partial(ProjectedAdam, ball=make_ball(edit.norm, edit.radius))
     evidence = modified.modified_train + modified.unmodified_train
     edited, losses = finetune(masked_lm, evidence, training, parameters=names, make_optimizer=optimizer)
     return edited, {"steps": len(losses), "final_loss": losses[-1]}
@@ -146,7 +146,7 @@ def _flatten(settings: Any, usual: Mapping[str, Any] = {}) -> Iterator[tuple[str
         if is_dataclass(value) and name is not None:
             inside = _flatten(value, setting.metadata.get("usual", usual.get(setting.name, {})))
             yield from ((setting.metadata.get("prefix", "") + inner, found) for inner, found in inside)
-        elif name is not None and value is not None and (setting.name not in usual or value != usual[setting.name]):
+        elif name is not None and value is not None and value != usual.get(setting.name, setting.metadata.get("usual")):
             yield name, value
 
 
