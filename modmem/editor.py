@@ -124,11 +124,16 @@ def _versions() -> dict[str, str]:
     return {**versions, "python": platform.python_version()}
 
 # %% ../nbs/1_method/20_editor.ipynb #make-edit
+def _plain(settings: Mapping) -> dict:
+    "Settings as JSON, which has no infinity: a radius is text."
+    return {name: _plain(value) if isinstance(value, Mapping) else str(value) if name == "radius" else value for name, value in settings.items()}
+
+
 def make_edit(
     base: Any,  # before the edit; with its network as `model`, and `device`
     edited: Any,  # after it
     names: Sequence[str],  # of the parameters that may differ
-    config: Any,  # a dataclass with a radius
+    config: Any,  # a dataclass
     outcome: Mapping,  # plain JSON
     modified_benchmark: ModifiedBenchmark,
 ) -> Edit:
@@ -138,7 +143,7 @@ def make_edit(
     return Edit(bits, {
         "base_hash": hash_weights(base),
         "edited_hash": hash_weights(edited),
-        "config": asdict(config) | {"radius": str(config.radius)},  # JSON has no infinity
+        "config": _plain(asdict(config)),
         "outcome": {**outcome, "num_weights": sum(mask.numel() for mask in bits.values())},
         "versions": _versions(),
         "device": str(base.device),

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from .blocks import select_parameters
-from .constraints import PenalizedConfig, check_norm, modify_constrained, modify_penalized
+from .constraints import check_norm
 from .editor import ModificationConfig
+from .editors import EDITORS, SequenceConfig, describe_edit, edit_facts, edit_in_sequence
 from .evaluation import EditAccuracy
 from .facts import Benchmark, Evidence, is_commonest
 from .fae import FactsAsExperts
@@ -121,16 +122,16 @@ def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: RetrainCo
     return edited, {"steps": len(losses), "final_loss": losses[-1]}
 
 # %% ../nbs/5_experiments/02_runs.ipynb #methods
-def _edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: ModificationConfig | PenalizedConfig) -> tuple[MaskedLM, Mapping]:
-    "FTM or FTA, within any constraint or for a price."
-    modify = modify_penalized if isinstance(config, PenalizedConfig) else modify_constrained
-    edit = modify(masked_lm, modified, config)
-    return edit.apply_to_copy(masked_lm), edit.record["outcome"]
+def _edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: Any) -> tuple[MaskedLM, Mapping]:
+    "An edit by any method, and what became of the old objects."
+    edit = (edit_in_sequence if isinstance(config, SequenceConfig) else edit_facts)(masked_lm, modified, config)
+    edited = edit.apply_to_copy(masked_lm)
+    return edited, {**edit.record["outcome"], **describe_edit(masked_lm, edited, list(edit.bits), modified)}
 
 
 METHODS: dict[type, Method] = {  # settings -> method
-    ModificationConfig: Method("edit", _edit),
-    PenalizedConfig: Method("penalty", _edit),
+    **{kind: Method(name, _edit) for kind, (name, _) in EDITORS.items()},
+    SequenceConfig: Method("sequence", _edit),
     UniformConfig: Method("uniform", _train_uniformly),
     RetrainConfig: Method("retrain", _retrain),
     NeighborConfig: NEIGHBORS,
