@@ -198,7 +198,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and 
 _Norm = Literal["linf", "l2", "l2_tensor", "l2_tensor_rms", "linf_relative"]  # those that need no data, known without torch
 _Corpus = Annotated[Path | None, typer.Option("--corpus", metavar="FILE", exists=True, dir_okay=False, help="Text, a sentence a line; may be .xz or .gz.")]
 _Init = Annotated[str | None, typer.Option("--init", metavar="MODEL", help="Encoder to start from: a folder or a hub id.")]
-_Recipe = Annotated[Literal["base", "large", "albert", "faithful"] | None, typer.Option("--recipe", metavar="NAME", help="Of the synthetic world: base, large, albert or faithful.")]
+_Recipe = Annotated[Literal["base", "large", "albert", "plain"] | None, typer.Option("--recipe", metavar="NAME", help="Of the synthetic world: base, large, albert or plain.")]
 _Dropout = Annotated[float | None, typer.Option("--dropout", min=0.0, max=0.9, metavar="SHARE", help="While the model learns; its own unless given.")]
 _Every = Annotated[int | None, typer.Option("--checkpoint-every", min=1, metavar="N", help="Steps between states that are kept, and measured.")]
 _Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that make batches ahead, for a device that would wait.")]

@@ -22,11 +22,13 @@ from .fae import FaeConfig
 from .fae_starts import FaeStart
 from .fae_training import FaeRecipe
 from .figures import save_figure
+from .files import check_choice
 from .finetuning import FinetuningConfig
 from .runs import Run, Sample, list_columns
 from .starts import RECIPES, Data, Places, Start
 from .sweep import run_sweep
 from .tables import describe_run, save_table
+from .world import WorldStyle
 
 # %% ../nbs/5_experiments/10_paper.ipynb #places
 _PLACES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8"))
@@ -43,6 +45,15 @@ def _take(names: Sequence[str], *sources: Mapping[str, Any]) -> dict[str, Any]:
     "The named settings, each from the last source that has it."
     merged = {name: value for source in sources for name, value in source.items()}
     return {name: merged[name] for name in names if name in merged}
+
+
+_STYLES = {"plain": None, "faithful": WorldStyle()}  # how a world tells its facts
+
+
+def _make_data(parameters: Mapping[str, Any]) -> Data:
+    "Which benchmark; the style is named."
+    check_choice("style", name := parameters.get("style", "faithful"), _STYLES)
+    return Data(style=_STYLES[name], **_take(("benchmark", "num_subjects"), parameters))
 
 
 def _make_training(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> FinetuningConfig:
@@ -71,7 +82,7 @@ class Paper:
         everything = {key: namespace[key] for key in namespace["__annotations__"]}
         self.name, self.at = name, _settle_places(everything.pop("places", {}))
         self.folders, self.parameters = everything.pop("folders", {}), everything  # parameters: those that decide the numbers
-        self.data = Data(**_take(("benchmark", "num_subjects"), everything))
+        self.data = _make_data(everything)
 
     @property
     def places(self) -> Places:

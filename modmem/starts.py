@@ -120,12 +120,12 @@ def _hash_benchmark(benchmark: Benchmark) -> str:  # SHA-256
 
 # %% ../nbs/5_experiments/00_starts.ipynb #recipes
 RECIPES = {  # name of a world's model -> how it is made
-    "base": WorldRecipe(),
-    "large": WorldRecipe(num_blocks=8, pretraining=replace(WorldRecipe().pretraining, learning_rate=1e-3)),
-    "albert": WorldRecipe(family="albert"),
-    "faithful": FAITHFUL,
-    "faithful_1": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=1)),
-    "faithful_2": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=2)),
+    "base": FAITHFUL,
+    "base_1": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=1)),
+    "base_2": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=2)),
+    "large": replace(FAITHFUL, num_blocks=8, pretraining=replace(FAITHFUL.pretraining, learning_rate=1e-3)),
+    "albert": replace(FAITHFUL, family="albert"),
+    "plain": WorldRecipe(),
     "tiny": WorldRecipe(
         num_blocks=2, hidden_size=32, intermediate_size=64, num_heads=2, num_sentences=2000, num_background=16, num_subjects=24,
         pretraining=PretrainingConfig(steps=400, batch_size=32, learning_rate=6e-3, dropout=0.0),
