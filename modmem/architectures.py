@@ -179,6 +179,10 @@ ARCHITECTURES |= {  # whose last block is run whole
         silent=(".pos_key_proj.bias",),
         attention_code="eager",
     ),
+}
+
+# %% ../nbs/1_method/02_architectures.ipynb #modernbert-architecture
+ARCHITECTURES |= {
     "modernbert": Architecture(
         embed=lambda model, ids, mask: model.model.embeddings(input_ids=ids),
         blocks=lambda model: list(model.model.layers),

@@ -82,7 +82,7 @@ def edit_in_sequence(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark,
     edit = make_edit(masked_lm, current, list(names), config, outcome, modified_benchmark)
     return replace(edit, record={**edit.record, "method": f"{EDITORS[type(config.edit)][0]} in sequence"})
 
-# %% ../nbs/3_editors/07_editors.ipynb #describe-edit
+# %% ../nbs/3_editors/07_editors.ipynb #rank-pieces
 @torch.no_grad()
 def _rank_pieces(masked_lm: MaskedLM, evidence: Sequence[Evidence], pieces: Sequence[int]) -> list[int]:
     "The rank of a piece at the first slot of each sentence, from 1."
@@ -105,7 +105,7 @@ def _halve(masked_lm: MaskedLM, edited: MaskedLM, names: Sequence[str]) -> Maske
         half.copy_((before + after) / 2)
     return halved
 
-
+# %% ../nbs/3_editors/07_editors.ipynb #describe-edit
 @torch.no_grad()
 def describe_edit(
     masked_lm: MaskedLM, edited: MaskedLM,  # before and after

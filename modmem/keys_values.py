@@ -211,7 +211,7 @@ def _add_gradients(parts: _Parts, block: int, vectors: torch.Tensor, wanted: set
             losses[facts[row]] += loss
     return losses
 
-# %% ../nbs/3_editors/03_keys_values.ipynb #find-values
+# %% ../nbs/3_editors/03_keys_values.ipynb #search
 def _search(parts: _Parts, plain: _Parts, block: int, lengths: torch.Tensor, config: ValueConfig) -> tuple[torch.Tensor, dict[str, float]]:
     "The vector of each owner (owners, H), and the loss of each fact at its last step."
     vectors = torch.zeros(len(lengths), parts.masked_lm.model.config.hidden_size, device=lengths.device, requires_grad=True)
@@ -236,7 +236,7 @@ def _search(parts: _Parts, plain: _Parts, block: int, lengths: torch.Tensor, con
             vectors.copy_(torch.where(moving, vectors, kept))
     return vectors.detach(), losses
 
-
+# %% ../nbs/3_editors/03_keys_values.ipynb #find-values
 def find_values(
     masked_lm: MaskedLM,  # stays as it is
     evidence: Sequence[Evidence],  # D_M, with the new objects

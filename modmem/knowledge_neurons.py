@@ -60,7 +60,7 @@ def attribute_neurons(
                 found[number] = part
     return torch.cat(found)
 
-# %% ../nbs/3_editors/06_knowledge_neurons.ipynb #find-neurons
+# %% ../nbs/3_editors/06_knowledge_neurons.ipynb #neuron-config
 @dataclass(frozen=True)
 class NeuronConfig:
     "Settings of an edit of knowledge neurons."
@@ -74,6 +74,14 @@ class NeuronConfig:
         check_whole("points", self.points)
         check_whole("evidences", self.evidences)
 
+# %% ../nbs/3_editors/06_knowledge_neurons.ipynb #settle-share
+def _group(items: Sequence, key=lambda one: one.fact.id) -> dict:
+    "Items by key, in their order."
+    groups = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
+
 
 def _settle_share(kept: torch.Tensor) -> torch.Tensor:
     "Those neurons of a relation's facts that enough sentences keep: (facts, neurons), from shares of the sentences."
@@ -85,7 +93,7 @@ def _settle_share(kept: torch.Tensor) -> torch.Tensor:
     chosen = kept >= step / 20 - 1e-6
     return chosen & (chosen.sum(0) <= max(1, 0.1 * len(chosen)))
 
-
+# %% ../nbs/3_editors/06_knowledge_neurons.ipynb #find-neurons
 def find_neurons(
     masked_lm: MaskedLM,
     evidence: Sequence[Evidence],  # with the objects that the model says now
@@ -107,14 +115,6 @@ def find_neurons(
     return found
 
 # %% ../nbs/3_editors/06_knowledge_neurons.ipynb #modify
-def _group(items: Sequence, key=lambda one: one.fact.id) -> dict:
-    "Items by key, in their order."
-    groups = defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    return groups
-
-
 @torch.no_grad()
 def modify_neurons(
     masked_lm: MaskedLM,  # theta_0; stays as it is

@@ -55,7 +55,7 @@ def solve_inside(
         prior = prior + (earlier @ basis).T @ (earlier @ basis)
     return solve_ridge(inside, changes, prior) @ basis.T
 
-# %% ../nbs/3_editors/04_memit.ipynb #configs
+# %% ../nbs/3_editors/04_memit.ipynb #key-config
 @dataclass(frozen=True)
 class KeyConfig:
     "Which keys are answered anew, and which others are to be answered as before."
@@ -70,7 +70,7 @@ class KeyConfig:
         check_choice("statistics", self.statistics, ("unmodified", "modified"))
         check_whole("sentences", self.sentences)
 
-
+# %% ../nbs/3_editors/04_memit.ipynb #memit-config
 @dataclass(frozen=True)
 class MemitConfig:
     "Settings of MEMIT."
