@@ -34,6 +34,8 @@ class Architecture:
     run: Callable[[nn.Module, torch.Tensor, _Mask], _Step] = _run_plain
     attention: Callable[[nn.Module], tuple] | None = None  # of a block: its query, key and value layers and its dropout
     finish: Callable[..., torch.Tensor] | None = None  # (block, what it attended to, what it read) -> what it writes
+    attention_names: tuple[str, ...] = (*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense")  # of a block's linear layers
+    ffn_names: tuple[str, str] = ("intermediate.dense", "output.dense")  # of those of its feed-forward part: in, out
     silent: tuple[str, ...] = (".key.bias",)  # ends of the names of block parameters that change no answer
     longest: Callable = lambda config: config.max_position_embeddings  # tokens
     attention_code: str = "sdpa"  # transformers' name; sdpa takes a mask of truth values
@@ -137,6 +139,8 @@ ARCHITECTURES |= {
         head=lambda model: nn.Sequential(model.vocab_transform, model.activation, model.vocab_layer_norm, model.vocab_projector),
         attention=lambda block: (block.attention.q_lin, block.attention.k_lin, block.attention.v_lin, block.attention.dropout),
         finish=_finish_distilbert,
+        attention_names=tuple(f"attention.{name}_lin" for name in ("q", "k", "v", "out")),
+        ffn_names=("ffn.lin1", "ffn.lin2"),
         silent=(".k_lin.bias",),
     ),
     "albert": Architecture(
@@ -145,6 +149,8 @@ ARCHITECTURES |= {
         head=lambda model: model.predictions,
         attention=lambda block: (block.attention.query, block.attention.key, block.attention.value, block.attention.attention_dropout),
         finish=_finish_albert,
+        attention_names=tuple(f"attention.{name}" for name in ("query", "key", "value", "dense")),
+        ffn_names=("ffn", "ffn_output"),
     ),
 }
 
@@ -159,6 +165,7 @@ ARCHITECTURES |= {  # whose last block is run whole
         blocks=lambda model: list(model.mpnet.encoder.layer),
         head=lambda model: model.lm_head,
         run=_run_mpnet,
+        attention_names=tuple(f"attention.attn.{name}" for name in "qkvo"),
         silent=(".attn.k.bias",),
         longest=lambda config: config.max_position_embeddings - 2,  # its padding token is 1, whatever the configuration says
         attention_code="eager",
@@ -168,14 +175,21 @@ ARCHITECTURES |= {  # whose last block is run whole
         blocks=lambda model: list(model.deberta.encoder.layer),
         head=_deberta_head,
         run=_run_deberta,
+        attention_names=(*(f"attention.self.{name}_proj" for name in ("query", "key", "value", "pos_key", "pos_query")), "attention.output.dense"),
         silent=(".pos_key_proj.bias",),
         attention_code="eager",
     ),
+}
+
+# %% ../nbs/1_method/02_architectures.ipynb #modernbert-architecture
+ARCHITECTURES |= {
     "modernbert": Architecture(
         embed=lambda model, ids, mask: model.model.embeddings(input_ids=ids),
         blocks=lambda model: list(model.model.layers),
         head=lambda model: nn.Sequential(model.model.final_norm, model.head, model.decoder),
         run=_run_modernbert,
+        attention_names=("attn.Wqkv", "attn.Wo"),
+        ffn_names=("mlp.Wi", "mlp.Wo"),
         silent=(),
     ),
 }

@@ -5,15 +5,17 @@
 # %% ../nbs/1_method/16_blocks.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from .architectures import Architecture
+from .files import check_choice
 from .masked_lm import MaskedLM
 
 # %% auto #0
-__all__ = ['check_blocks', 'select_parameters', 'named_weights']
+__all__ = ['PARTS', 'check_blocks', 'check_part', 'select_parameters', 'named_weights']
 
 # %% ../nbs/1_method/16_blocks.ipynb #check-blocks
 def check_blocks(
@@ -32,20 +34,40 @@ def check_blocks(
         raise ValueError(f"blocks must be different ones, not {blocks!r}")
     return blocks if isinstance(blocks, int) else tuple(blocks)
 
+# %% ../nbs/1_method/16_blocks.ipynb #find-part
+PARTS: dict[str, Callable[[Architecture], tuple[str, ...]]] = {  # of a block -> names of its modules or weights
+    "all": lambda family: ("",),
+    "attention": lambda family: family.attention_names,
+    "ffn": lambda family: family.ffn_names,
+    "ffn_out": lambda family: (f"{family.ffn_names[1]}.weight",),
+}
+
+
+def check_part(part: str) -> str:
+    "Refuse what is no part of a block."
+    check_choice("part", part, PARTS)
+    return part
+
+
+def _find_weights(block: torch.nn.Module, names: Iterable[str]) -> list[torch.nn.Parameter]:
+    "The weights of a block that have one of these names, or lie in a module that has; not every block has every module."
+    return [weight for inside, weight in block.named_parameters() if any(name in ("", inside) or inside.startswith(f"{name}.") for name in names)]
+
 # %% ../nbs/1_method/16_blocks.ipynb #select-parameters
 def select_parameters(
     masked_lm: MaskedLM,
     blocks: int | Sequence[int] | str,  # an index from 0, a list of indices, or "all"
+    part: str = "all",  # a key of `PARTS`
 ) -> dict[str, torch.nn.Parameter]:  # name -> parameter, each once, without those that change no answer
-    "Select the weights of Transformer blocks; never embeddings or head (Section 3.3)."
-    modules = masked_lm.blocks
+    "Select the weights of Transformer blocks, or of a part of each; never embeddings or head (Section 3.3)."
+    modules, inside = masked_lm.blocks, PARTS[check_part(part)](masked_lm.architecture)
     chosen = check_blocks(blocks)
     indices = range(len(modules)) if chosen == "all" else [chosen] if isinstance(chosen, int) else chosen
     if (largest := max(indices)) >= len(modules):
         raise ValueError(f"expected block indices from 0 to {len(modules) - 1}, not {largest!r}")
     if len({id(module) for module in modules}) < len(modules) and len(indices) < len(modules):
         raise ValueError(f"this model shares its weights between blocks, so blocks must be 'all', not {blocks!r}")
-    wanted = {id(parameter) for index in indices for parameter in modules[index].parameters()}
+    wanted = {id(parameter) for index in indices for parameter in _find_weights(modules[index], inside)}
     return {
         name: parameter
         for name, parameter in masked_lm.model.named_parameters()

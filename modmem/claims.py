@@ -71,6 +71,7 @@ def _find_positions(rows: pd.DataFrame, parts: Parts) -> pd.Series:
     named = {(model, str(block)): position for model, positions in blocks.items() for block, position in positions.items()}
     edited = pd.Series([named.get(key) for key in zip(rows["model"], rows["blocks"].astype(str))], rows.index, dtype=object)
     edited = edited.mask(rows["method"] == "FaE", rows["group"])
+    edited = edited.mask(rows["method"] == "neurons", "all")
     edited = edited.mask(rows["method"] == "kNN-LM", rows["remembered"].eq("all").map({True: "all", False: "modified"}))
     return edited.where(rows["model"].isin(list(blocks)), None)
 
@@ -104,7 +105,7 @@ def assign_parts(
 ) -> pd.DataFrame:  # rows that play a part, with `checkpoint`, `position`, `few`, `fixed`, and what is measured
     "Find the rows that the claims are about."
     rows = rows.reindex(columns=list(dict.fromkeys([*rows, "status", *_SETTINGS, *_MEASURED]))).copy()
-    rows = _place_retraining(rows).assign(position=lambda placed: _find_positions(placed, parts), checkpoint=rows["model"])
+    rows = _place_retraining(rows).fillna({"part": ""}).assign(position=lambda placed: _find_positions(placed, parts), checkpoint=rows["model"])
     wanted = _is_usual(rows, parts) & (rows["status"] == "done") & rows["position"].notna() & (rows["num_modified"] >= parts.num_modified)
     rows = _drop_tuning(rows[wanted]).astype(dict.fromkeys(_MEASURED, float))
     rows["benchmark"] = rows["benchmark"].map({parts.cloze: "T-REx", parts.questions: "zsRE"})
@@ -118,7 +119,7 @@ def assign_parts(
 # %% ../nbs/5_experiments/08_claims.ipynb #pick
 _USUAL = {
     "benchmark": "T-REx", "model": "base", "start": "FT", "method": "edit", "unmodified_per_modified": 0.0,
-    "norm": "linf", "few": True, "fixed": False,
+    "norm": "linf", "few": True, "fixed": False, "part": "",
 }  # fmt: skip
 _SINGLE, _ENDS = ("first", "middle", "last"), ("first", "last")
 
@@ -345,11 +346,32 @@ def _linf_ahead_of_fisher(rows: pd.DataFrame) -> pd.Series:
         linf, fisher = (_at_best(one[np.isfinite(one["radius"])], "mean", "radius") for one in shown)
     return linf - fisher
 
+# %% ../nbs/5_experiments/08_claims.ipynb #editors
+_LATER = {"norm": None, "unmodified_per_modified": None, "part": None}  # settings that other editors lack
+
+
+def _at_strength(rows: pd.DataFrame, value: str = "mean", position: str = "last", dial: str = "radius", num_modified: int | None = None, **settings) -> pd.Series:
+    "A value of an editor on one block, at its strength."
+    settings = (settings if settings.get("method", "edit") == "edit" else _LATER | settings) | ({"few": None, "num_modified": num_modified} if num_modified else {})
+    picked = _pick(rows, position=position, **settings)
+    on = "heldout" if {"reported", "heldout"} <= set(picked["facts"]) else "reported"
+    return _wide(select_radius(picked, ["position"], on, strength=dial), value).mean(axis=1)
+
+
+def _lead(rows: pd.DataFrame, ahead: Mapping, behind: Mapping) -> pd.Series:
+    "How far one editor is ahead of another."
+    return _at_strength(rows, **ahead) - _at_strength(rows, **behind)
+
+
+def _not_learnt(rows: pd.DataFrame, **settings) -> pd.Series:
+    "What an editor lacks of all modified facts."
+    return 100 - _at_strength(rows, "modified", **settings)
+
 # %% ../nbs/5_experiments/08_claims.ipynb #registry
 _FOLDER = Path(modmem.__file__).parent / "data"
 _MEASURES = {measure.__name__.removeprefix("_"): measure for measure in (
     _term, _difference, _shortfall, _shared_difference, _gain_at_equal, _moves, _fall_chosen, _fall_controlled, _unsteady_seeds, _unsteady_radii,
-    _drop_beyond, _lacks_one, _ahead_of_neighbors, _lost_by_sharing, _linf_ahead_of_fisher,
+    _drop_beyond, _lacks_one, _ahead_of_neighbors, _lost_by_sharing, _linf_ahead_of_fisher, _lead, _not_learnt,
 )}  # fmt: skip
 
 

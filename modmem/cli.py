@@ -487,13 +487,31 @@ def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> N
     _lazy.edits.check_phrasings(masked_lm, edits, path)
 
 # %% ../nbs/6_commands/04_cli.ipynb #edit-parts
-def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Edit:
+_Method = Literal["ftm", "locft", "memit", "alphaedit", "lora"]
+
+
+def _choose_config(method: str, blocks: Any, norm: str, radius: float | None, **training) -> Any:
+    "The settings of an editor; MEMIT and AlphaEdit take the second moment of the edits' own sentences, the only ones there are."
+    if method == "ftm":
+        _require(radius is not None, "Missing option '--radius'; or another --method")
+        return _lazy.editor.ModificationConfig(blocks, norm, radius, **training)
+    _require(radius is None and norm == "linf", f"--radius and --norm are those of a ball, and --method {method} has none")
+    if method == "locft":
+        return _lazy.editor.ModificationConfig(blocks, radius=math.inf, part="ffn_out", **training)
+    if method == "lora":
+        return _lazy.low_rank.LowRankConfig(blocks, **training)
+    _require(isinstance(blocks, int), f"--method {method} edits one block: expected its index as '--blocks', found {blocks!r}")
+    kind = _lazy.memit.MemitConfig if method == "memit" else _lazy.memit.AlphaEditConfig
+    return kind(blocks, keys=_lazy.memit.KeyConfig(statistics="modified"))
+
+
+def _make_edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: Any) -> Edit:
     "Edit a model, if it has the blocks."
     try:
-        _lazy.blocks.select_parameters(masked_lm, settings["blocks"])
+        _lazy.blocks.select_parameters(masked_lm, config.blocks)
     except ValueError as error:  # shared blocks, or a hub model with fewer
         raise _UsageError(f"Invalid value for '--blocks': {error}") from None
-    return _lazy.constraints.modify_constrained(masked_lm, modified, _lazy.editor.ModificationConfig(**settings))
+    return _lazy.editors.edit_facts(masked_lm, modified, config)
 
 
 def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:
@@ -529,23 +547,25 @@ def _edit(
     model: _Model,
     edits: Annotated[Path, typer.Argument(metavar="EDITS.jsonl", help="The facts to change, one JSON object a line.")],
     blocks: Annotated[Any, typer.Option(parser=_blocks, metavar="BLOCKS", help="Blocks that may change: 0, or 0,3, or all.")],
-    radius: Annotated[float, typer.Option(parser=_number, metavar="NUMBER", help="How far weights may go; inf: anywhere.")],
     output: Annotated[Path, typer.Option(metavar="edit.safetensors", dir_okay=False, help="File for the edit.")],
+    radius: Annotated[float | None, typer.Option(parser=_number, metavar="NUMBER", help="Of ftm: how far weights may go; inf: anywhere.")] = None,
+    method: Annotated[_Method, typer.Option(metavar="NAME", help="ftm, the paper's; or locft, lora, memit or alphaedit.")] = "ftm",
     norm: Annotated[_Norm, typer.Option(metavar="NORM", help=f"One of {', '.join(get_args(_Norm))}.")] = "linf",
     steps: _Steps = 100, batch_size: _BatchSize = 128, learning_rate: _Rate = 1e-3, seed: _Seed = 0, device: _Device = "cpu",
 ) -> None:
     """Change what a model answers to given facts.
 
-    The chosen blocks are trained on the evidence, inside a ball around the old weights.
+    The chosen blocks are trained on the evidence, inside a ball around the old weights; or edited by another method (nbs/3_editors).
     """
     _check_output(output)
     _check_replaceable(output)
     _check_blocks(blocks, _check_model(model).get("num_hidden_layers", math.inf))
     modified = _lazy.edits.read_edits(edits)
+    training = {"learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
+    config = _choose_config(method, blocks, norm, radius, **training)
     masked_lm = _load(model, device)
     _check_edits(masked_lm, modified, edits)
-    settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps}
-    edit = _make_edit(masked_lm, modified, settings | {"batch_size": batch_size, "seed": seed})
+    edit = _make_edit(masked_lm, modified, config)
     results = _answer_edits({"before": masked_lm, "after": _apply(masked_lm, edit, output)}, modified)
     edit.save(output)
     _report(edit.record["outcome"] | results)

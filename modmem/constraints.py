@@ -39,7 +39,7 @@ def _fisher_ball(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, con
     "The Fisher ball around a model, estimated on unmodified evidence."
     if math.isinf(config.radius):
         return LinfBall(math.inf)
-    names = list(select_parameters(masked_lm, config.blocks))
+    names = list(select_parameters(masked_lm, config.blocks, config.part))
     fisher = estimate_fisher(masked_lm, modified_benchmark.unmodified_train, names, kind, seed=config.finetuning.seed)
     return FisherBall(config.radius, tuple(fisher), projection)
 
@@ -74,13 +74,14 @@ def modify_constrained(
 
 # %% ../nbs/3_editors/02_constraints.ipynb #penalties
 def _ewc(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: PenalizedConfig) -> Callable:
-    parameters, seed = select_parameters(masked_lm, config.modification.blocks), config.modification.finetuning.seed
-    fisher = estimate_fisher(masked_lm, modified_benchmark.unmodified_train, list(parameters), seed=seed)
+    parameters = select_parameters(masked_lm, config.modification.blocks, config.modification.part)
+    fisher = estimate_fisher(masked_lm, modified_benchmark.unmodified_train, list(parameters), seed=config.modification.finetuning.seed)
     return ewc_penalty([weight.detach() for weight in parameters.values()], fisher, config.penalty_weight)
 
 
 def _kl(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: PenalizedConfig) -> Callable:
-    names, training = list(select_parameters(masked_lm, config.modification.blocks)), config.modification.finetuning
+    modification, training = config.modification, config.modification.finetuning
+    names = list(select_parameters(masked_lm, modification.blocks, modification.part))
     prompts = modified_benchmark.unmodified_train
     return kl_penalty(masked_lm, names, prompts, config.penalty_weight, batch_size=training.batch_size, seed=training.seed)
 

@@ -9,14 +9,14 @@ import math
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .blocks import check_blocks, named_weights, select_parameters
+from .blocks import check_blocks, check_part, named_weights, select_parameters
 from .files import load_record, save_record
 from .finetuning import FinetuningConfig, finetune
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
@@ -51,11 +51,12 @@ class ModificationConfig:
     norm: str  # of the ball, such as "linf" (Eq. 9) or "l2" (Eq. 8)
     radius: float  # delta; has to be given, inf for no constraint
     finetuning: FinetuningConfig  # how trained
+    part: str = field(metadata={"usual": "all"})  # of each block: a key of `PARTS`
 
-    def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, **settings):
+    def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, part="all", **settings):
         "Settings of `finetuning` can be given by name (`choose_training`)."
-        blocks = check_blocks(blocks)
-        values = {"blocks": blocks, "norm": norm, "radius": check_radius(radius), "finetuning": choose_training(finetuning, **settings)}
+        values = {"blocks": check_blocks(blocks), "norm": norm, "radius": check_radius(radius)}
+        values |= {"finetuning": choose_training(finetuning, **settings), "part": check_part(part)}
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -123,11 +124,16 @@ def _versions() -> dict[str, str]:
     return {**versions, "python": platform.python_version()}
 
 # %% ../nbs/1_method/20_editor.ipynb #make-edit
+def _plain(settings: Mapping) -> dict:
+    "Settings as JSON, which has no infinity: a radius is text."
+    return {name: _plain(value) if isinstance(value, Mapping) else str(value) if name == "radius" else value for name, value in settings.items()}
+
+
 def make_edit(
     base: Any,  # before the edit; with its network as `model`, and `device`
     edited: Any,  # after it
     names: Sequence[str],  # of the parameters that may differ
-    config: Any,  # a dataclass with a radius
+    config: Any,  # a dataclass
     outcome: Mapping,  # plain JSON
     modified_benchmark: ModifiedBenchmark,
 ) -> Edit:
@@ -137,7 +143,7 @@ def make_edit(
     return Edit(bits, {
         "base_hash": hash_weights(base),
         "edited_hash": hash_weights(edited),
-        "config": asdict(config) | {"radius": str(config.radius)},  # JSON has no infinity
+        "config": _plain(asdict(config)),
         "outcome": {**outcome, "num_weights": sum(mask.numel() for mask in bits.values())},
         "versions": _versions(),
         "device": str(base.device),
@@ -171,7 +177,7 @@ def modify_facts(
 ) -> Edit:
     "Train the chosen blocks on D_M inside the ball (Eq. 3), and return the change."
     ball = make_ball(config.norm, config.radius) if constraint is None else constraint
-    names = list(select_parameters(masked_lm, config.blocks))
+    names = list(select_parameters(masked_lm, config.blocks, config.part))
     centers = [weight.detach() for weight in named_weights(masked_lm if anchor is None else anchor, names)]
     edited, losses = finetune(
         masked_lm,

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from .blocks import select_parameters
-from .constraints import PenalizedConfig, check_norm, modify_constrained, modify_penalized
+from .constraints import check_norm
 from .editor import ModificationConfig
+from .editors import EDITORS, SequenceConfig, describe_edit, edit_facts, edit_in_sequence
 from .evaluation import EditAccuracy
 from .facts import Benchmark, Evidence, is_commonest
 from .fae import FactsAsExperts
@@ -103,7 +104,7 @@ def _train_uniformly(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: U
     "As many steps as the edit, on all evidence alike."
     edit = config.modification
     training = replace(edit.finetuning, steps=edit.finetuning.count_steps(len(modified.modified_train)), epochs=None, min_steps=None)
-    names, optimizer = list(select_parameters(masked_lm, edit.blocks)), partial(ProjectedAdam, ball=make_ball(edit.norm, edit.radius))
+    names, optimizer = list(select_parameters(masked_lm, edit.blocks, edit.part)), partial(ProjectedAdam, ball=make_ball(edit.norm, edit.radius))
     evidence = modified.modified_train + modified.unmodified_train
     edited, losses = finetune(masked_lm, evidence, training, parameters=names, make_optimizer=optimizer)
     return edited, {"steps": len(losses), "final_loss": losses[-1]}
@@ -121,16 +122,16 @@ def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: RetrainCo
     return edited, {"steps": len(losses), "final_loss": losses[-1]}
 
 # %% ../nbs/5_experiments/02_runs.ipynb #methods
-def _edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: ModificationConfig | PenalizedConfig) -> tuple[MaskedLM, Mapping]:
-    "FTM or FTA, within any constraint or for a price."
-    modify = modify_penalized if isinstance(config, PenalizedConfig) else modify_constrained
-    edit = modify(masked_lm, modified, config)
-    return edit.apply_to_copy(masked_lm), edit.record["outcome"]
+def _edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: Any) -> tuple[MaskedLM, Mapping]:
+    "An edit by any method, and what became of the old objects."
+    edit = (edit_in_sequence if isinstance(config, SequenceConfig) else edit_facts)(masked_lm, modified, config)
+    edited = edit.apply_to_copy(masked_lm)
+    return edited, {**edit.record["outcome"], **describe_edit(masked_lm, edited, list(edit.bits), modified)}
 
 
 METHODS: dict[type, Method] = {  # settings -> method
-    ModificationConfig: Method("edit", _edit),
-    PenalizedConfig: Method("penalty", _edit),
+    **{kind: Method(name, _edit) for kind, (name, _) in EDITORS.items()},
+    SequenceConfig: Method("sequence", _edit),
     UniformConfig: Method("uniform", _train_uniformly),
     RetrainConfig: Method("retrain", _retrain),
     NeighborConfig: NEIGHBORS,
@@ -146,7 +147,7 @@ def _flatten(settings: Any, usual: Mapping[str, Any] = {}) -> Iterator[tuple[str
         if is_dataclass(value) and name is not None:
             inside = _flatten(value, setting.metadata.get("usual", usual.get(setting.name, {})))
             yield from ((setting.metadata.get("prefix", "") + inner, found) for inner, found in inside)
-        elif name is not None and value is not None and (setting.name not in usual or value != usual[setting.name]):
+        elif name is not None and value is not None and value != usual.get(setting.name, setting.metadata.get("usual")):
             yield name, value
 
 

@@ -71,23 +71,24 @@ def run_trial(
 
 # %% ../nbs/1_method/21_trial.ipynb #select-radius
 def select_radius(
-    rows: pd.DataFrame,  # with `radius` and accuracies; perhaps `facts` ("reported", "heldout") and `status`: failed rows do not count
+    rows: pd.DataFrame,  # with `radius`, or what else `strength` names, and accuracies; perhaps `facts` ("reported", "heldout") and `status`: failed rows do not count
     by: Sequence[str],  # the settings that tell groups apart
     on: str = "reported",  # or "heldout": the facts that choose
     also: Sequence[str] = (),  # settings that are chosen together with the radius, such as blocks
+    strength: str = "radius",  # the column that is chosen: another method's dial
 ) -> pd.DataFrame:  # reported rows with the settings chosen, none of a group that nothing chose for; `edge`: no larger or no smaller radius was tried
     "Choose the radius with the best mean accuracy in each group (Section 4.2)."
     check_choice("on", on, ("reported", "heldout"))
     everywhere = {"status": "done", "facts": "reported"}
     rows = rows.assign(**{name: value for name, value in everywhere.items() if name not in rows})
-    bounded = rows[(rows["status"] == "done") & np.isfinite(rows["radius"].astype(float))]
+    bounded = rows[(rows["status"] == "done") & np.isfinite(rows[strength].astype(float))]
     judges = bounded[bounded["facts"] == on]
     unmodified = judges["unmodified_accuracy" if on == "reported" else "unmodified_accuracy_heldout"]
-    settings = [*by, *also, "radius"]
+    settings = [*by, *also, strength]
     means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in settings]).mean()
     best = means.dropna().groupby(level=list(range(len(by)))).idxmax()
     reported = bounded[bounded["facts"] == "reported"]
-    tried = reported.groupby(settings[:-1])["radius"]
+    tried = reported.groupby(settings[:-1])[strength]
     lowest, highest = tried.transform("min"), tried.transform("max")
-    reported = reported.assign(edge=(lowest < highest) & ((reported["radius"] == lowest) | (reported["radius"] == highest)))
+    reported = reported.assign(edge=(lowest < highest) & ((reported[strength] == lowest) | (reported[strength] == highest)))
     return reported[pd.MultiIndex.from_frame(reported[settings]).isin(list(best))].reset_index(drop=True)

@@ -1,0 +1,300 @@
+"""Editors of one matrix: their algebra, their places, and that each is an edit like any other."""
+import math
+from dataclasses import replace
+from functools import cache
+
+import pandas as pd
+import pytest
+import torch
+from tiny_families import FAMILIES, tiny_family
+from tiny_models import WORLD, assert_untouched, same_weights, snapshot, tiny_albert, tiny_bert
+
+from modmem.blocks import PARTS, named_weights, select_parameters
+from modmem.editor import Edit, ModificationConfig, modify_facts
+from modmem.editors import EDITORS, SequenceConfig, describe_edit, edit_facts, edit_in_sequence
+from modmem.evaluation import evaluate
+from modmem.facts import MASK, Evidence, Fact
+from modmem.finetuning import FinetuningConfig, finetune
+from modmem.keys_values import ValueConfig, find_layer, find_places, find_values, mask_words, read_keys, second_moment
+from modmem.knowledge_neurons import NeuronConfig, attribute_neurons, find_neurons
+from modmem.low_rank import LowRankConfig, modify_low_rank
+from modmem.masked_lm import MaskedLM, copy_with_own
+from modmem.memit import AlphaEditConfig, KeyConfig, MemitConfig, modify_by_keys, solve_inside, solve_ridge
+from modmem.modification import sample_modifications
+from modmem.trials import select_radius
+
+MODIFIED = sample_modifications(WORLD, 4, drawn_from="all")
+TRAINING = FinetuningConfig(steps=10, batch_size=16, learning_rate=0.01, warmup=0.0, schedule="constant")
+CONFIGS = {
+    "LocFT": ModificationConfig(2, radius=math.inf, finetuning=TRAINING, part="ffn_out"),
+    "FT-L": ModificationConfig(0, radius=0.01, finetuning=TRAINING, part="ffn_out"),
+    "MEMIT": MemitConfig(2), "AlphaEdit": AlphaEditConfig(2), "LoRA": LowRankConfig(2, 2, finetuning=TRAINING), "neurons": NeuronConfig(points=2, evidences=2),
+}
+
+
+@cache
+def learnt():
+    "A tiny model that knows its world; not to be changed."
+    return finetune(tiny_bert(), WORLD.train, FinetuningConfig(steps=150, batch_size=64, learning_rate=1e-2))[0]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def prior():
+    factor = draw(200, 40, seed=9)
+    return factor.T @ factor / 200
+
+
+# parts of a block
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_part_is_found_by_exact_name_in_every_family(family):
+    masked_lm = tiny_family(family)
+    blocks = "all" if family == "albert" else 1
+    chosen = {part: set(select_parameters(masked_lm, blocks, part)) for part in PARTS}
+    assert len(chosen["ffn_out"]) == 1 and chosen["ffn_out"] < chosen["ffn"] and not chosen["ffn"] & chosen["attention"]
+    norms = chosen["all"] - chosen["ffn"] - chosen["attention"]
+    assert norms and all("norm" in name.lower() for name in norms)
+    (matrix,) = named_weights(masked_lm, chosen["ffn_out"])
+    assert matrix.shape == (masked_lm.model.config.hidden_size, 64)
+
+
+def test_an_edit_of_a_part_changes_nothing_else():
+    edit = modify_facts(tiny_bert(), MODIFIED, CONFIGS["LocFT"])
+    assert list(edit.bits) == ["bert.encoder.layer.2.output.dense.weight"] and edit.record["config"]["part"] == "ffn_out"
+    with pytest.raises(ValueError, match="part must be"):
+        ModificationConfig(0, radius=1.0, part="output.dense")
+
+
+# the algebra
+
+
+def test_without_a_penalty_the_answers_are_as_wanted(prior):
+    keys, changes = draw(12, 40), draw(12, 5, seed=1)
+    torch.testing.assert_close(solve_ridge(keys, changes, 1e-12 * prior) @ keys.T, changes.T, atol=1e-8, rtol=0)
+
+
+def test_few_keys_and_many_have_one_solution(prior):
+    keys, changes = draw(60, 40), draw(60, 5, seed=1)
+    for some in (39, 40, 60):
+        plain = changes[:some].T @ keys[:some] @ torch.linalg.inv(prior + keys[:some].T @ keys[:some])
+        torch.testing.assert_close(solve_ridge(keys[:some], changes[:some], prior), plain)
+
+
+def test_emmet_of_one_fact_is_rome(prior):
+    key, change, inverse = draw(1, 40), draw(1, 5, seed=1), torch.linalg.inv(prior)
+    rome = torch.outer(change[0], inverse @ key[0]) / (key[0] @ inverse @ key[0])
+    torch.testing.assert_close(solve_ridge(key, change, 1e-12 * prior), rome, atol=1e-8, rtol=0)
+
+
+def test_alphaedit_leaves_kept_out_keys_alone(prior):
+    change = solve_inside(draw(12, 40), draw(12, 5, seed=1), prior, keep=0.5, ridge=0.1)
+    old = torch.linalg.eigh(prior).eigenvectors[:, 20:]
+    assert (change @ old).abs().max() < 1e-10 < change.abs().max()
+
+
+def test_alphaedit_leaves_earlier_keys_alone():
+    keys, changes, earlier = draw(3, 40), draw(3, 5, seed=1), draw(4, 40, seed=2)
+    moment = torch.eye(40, dtype=torch.float64)
+    free, held = (solve_inside(keys, changes, moment, 1.0, 1e-6, some) for some in (None, 1e4 * earlier))
+    assert (held @ earlier.T).abs().max() < 1e-4 < (free @ earlier.T).abs().max()
+    torch.testing.assert_close(held @ keys.T, changes.T, atol=1e-3, rtol=0)
+
+
+# keys and values
+
+
+def test_keys_are_what_the_layer_reads_whatever_the_batch_and_the_padding():
+    masked_lm, evidence = tiny_bert(), WORLD.train[:40]
+    for block in (0, 1, 2):
+        together = {}
+        for numbers, keys, values in read_keys(masked_lm, evidence, block):
+            for number, key, value in zip(numbers, keys, values):
+                together.setdefault(number, []).append((key, value))
+        weight, bias = named_weights(masked_lm, [find_layer(masked_lm, block), find_layer(masked_lm, block).replace("weight", "bias")])
+        for number in (0, 7, 39):
+            (_, keys, values), = read_keys(masked_lm, [evidence[number]], block)
+            torch.testing.assert_close(torch.stack([key for key, _ in together[number]]), keys, atol=1e-5, rtol=0)
+            torch.testing.assert_close(keys @ weight.T + bias, values, atol=1e-5, rtol=0)
+
+
+def test_values_do_not_depend_on_the_order_of_the_evidence():
+    masked_lm, evidence = learnt(), MODIFIED.modified_train
+    one, other = (find_values(masked_lm, some, 2) for some in (evidence, evidence[::-1]))
+    names = [[(sentence.fact.id, number) for sentence, places in zip(some, find_places(masked_lm, some)) for number in range(len(places))] for some in (evidence, evidence[::-1])]
+    lengths = [dict(zip(dict.fromkeys(order), found.lengths.tolist())) for order, found in zip(names, (one, other))]
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-3) and one.loss == pytest.approx(other.loss, rel=1e-3)
+
+
+def test_a_change_is_no_longer_than_the_clamp_and_a_learnt_fact_is_left_alone():
+    masked_lm = learnt()
+    assert (find_values(masked_lm, MODIFIED.modified_train, 2, config=ValueConfig(clamp=0.2)).lengths < 0.2001).all()
+    assert not find_values(masked_lm, WORLD.train[:5], 2, config=ValueConfig(enough=1e9)).changes.any()
+
+
+def test_an_object_of_two_pieces_is_answered_at_both_slots():
+    masked_lm = learnt()
+    two = next(one for one in WORLD.facts if len(masked_lm.encode([Evidence(one, MASK)])[0].slots) == 2)
+    old = next(one for one in WORLD.facts if one.relation == two.relation and one.object != two.object and one.subject != two.subject)
+    evidence = tuple(replace(one, fact=replace(old, object=two.object)) for one in WORLD.train if one.fact == old)
+    values = find_values(masked_lm, evidence, 2)
+    assert values.owners.unique().tolist() == [0, 1] and len(values.keys) == 2 * len(evidence)
+    modified = replace(MODIFIED, modified_facts={old: evidence[0].fact}, modified_train=evidence, modified_test=())
+    edit = modify_by_keys(masked_lm, modified, MemitConfig(2, 0.01))
+    assert all(edit.apply_to_copy(masked_lm).answers(evidence)) and not any(masked_lm.answers(evidence))
+
+
+def test_the_subjects_key_is_its_last_piece_and_of_no_use_in_the_last_block():
+    masked_lm = tiny_bert()
+    for sentence, (place,) in zip(WORLD.train[:20], find_places(masked_lm, WORLD.train[:20], "subject")):
+        last = masked_lm.tokenizer(sentence.fact.subject, add_special_tokens=False)["input_ids"][-1]
+        assert masked_lm.encode([sentence])[0].input_ids[place] == last
+    assert find_places(masked_lm, [Evidence(Fact("a", "nobody", "is", "aldton"), "it was [MASK] .")], "subject") == [[]]
+    with pytest.raises(ValueError, match="nothing reads the subject's state in the last block, 2"):
+        modify_by_keys(masked_lm, MODIFIED, MemitConfig(2, keys=KeyConfig("subject")))
+    edit = modify_by_keys(learnt(), MODIFIED, MemitConfig(0, keys=KeyConfig("subject")))
+    assert edit.record["outcome"]["num_keys"] == len(MODIFIED.modified_train)
+
+
+def test_a_moment_of_nothing_is_refused_and_the_ridge_makes_any_other_regular():
+    masked_lm = tiny_bert()
+    with pytest.raises(ValueError, match="no second moment: 0 keys"):
+        second_moment(masked_lm, [], 1)
+    silent = copy_with_own(masked_lm)
+    with torch.no_grad():
+        for weight in silent.blocks[1].intermediate.dense.parameters():
+            weight.zero_()
+    with pytest.raises(ValueError, match="all of them zero"):
+        second_moment(silent, WORLD.train[:4], 1)
+    one = second_moment(masked_lm, WORLD.train[:1], 1)
+    assert torch.linalg.matrix_rank(one) == len(one)
+
+
+def test_blocks_that_are_one_are_refused():
+    with pytest.raises(ValueError, match="shares its weights"):
+        modify_by_keys(tiny_albert(), MODIFIED, MemitConfig(1))
+
+
+def test_hidden_words_are_others_than_the_object():
+    sentence = WORLD.train[0]
+    hidden = mask_words([sentence], 100)
+    assert sorted(one.fact.object for one in hidden) == sorted(word for word in sentence.text.replace(MASK, " ").split() if word != ".")
+    assert len(mask_words(WORLD.train, 7)) == 7 and mask_words(WORLD.train, 7) == mask_words(WORLD.train, 7)
+
+
+# neurons and low rank
+
+
+def test_attributions_add_up_to_what_the_keys_bring():
+    masked_lm, evidence = learnt(), WORLD.train[:3]
+    found = attribute_neurons(masked_lm, evidence, 2, points=200)
+    silent = copy_with_own(masked_lm)
+    with torch.no_grad():
+        silent.blocks[2].output.dense.weight.zero_()
+        shares = []
+        for model in (masked_lm, silent):
+            batch = model.batch(model.encode(evidence))
+            shares.append(model(batch).softmax(-1)[torch.arange(len(batch.labels)), batch.labels])
+    order = [slot for one in masked_lm.encode(evidence) for slot in one.labels]
+    brought = dict(zip(batch.labels.tolist(), (shares[0] - shares[1]).tolist()))
+    assert found.sum(1).tolist() == pytest.approx([brought[label] for label in order], abs=0.02)
+
+
+def test_a_neuron_that_many_facts_share_is_none_of_theirs():
+    found = find_neurons(learnt(), WORLD.train[:200], NeuronConfig(points=2, evidences=2))
+    relations = {fact.id: fact.relation for fact in WORLD.facts}
+    table = pd.DataFrame([(relations[fact], neuron, fact) for (fact, _), neurons in found.items() for neuron in neurons], columns=["relation", "neuron", "fact"])
+    facts = pd.Series([relations[fact] for fact, _ in found]).value_counts()
+    counts = table.groupby(["relation", "neuron"]).size()
+    assert all(count <= max(1, 0.1 * facts[relation]) for (relation, _), count in counts.items())
+
+
+def test_the_rank_of_a_low_rank_edit_is_at_most_that():
+    masked_lm = tiny_bert()
+    edit = modify_low_rank(masked_lm, MODIFIED, CONFIGS["LoRA"])
+    assert {name.removeprefix("bert.encoder.layer.2.") for name in edit.bits} == {"intermediate.dense.weight", "output.dense.weight"}
+    assert describe_edit(masked_lm, edit.apply_to_copy(masked_lm), list(edit.bits), MODIFIED)["change_rank"] == 2
+
+
+# an edit like any other
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_edit_is_undone_to_the_bit_saved_and_repeated(name, tmp_path):
+    masked_lm, before = tiny_bert(), tiny_bert()
+    state = snapshot(masked_lm)
+    edit = edit_facts(masked_lm, MODIFIED, CONFIGS[name])
+    assert_untouched(masked_lm, state)
+    assert edit.record["method"] == EDITORS[type(CONFIGS[name])][0]
+    edit.save(tmp_path / "edit.safetensors")
+    Edit.load(tmp_path / "edit.safetensors").apply(masked_lm)
+    assert not same_weights(masked_lm, before)
+    again = edit_facts(before, MODIFIED, CONFIGS[name])
+    assert again.record["edited_hash"] == edit.record["edited_hash"]
+    edit.undo(masked_lm)
+    assert same_weights(masked_lm, before)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("albert",)])
+def test_keys_are_edited_in_every_family_with_blocks_of_its_own(family):
+    masked_lm = tiny_family(family)
+    edit = modify_by_keys(masked_lm, MODIFIED, MemitConfig(2, 0.1, KeyConfig(sentences=100), ValueConfig(clamp=4.0)))
+    edited = edit.apply_to_copy(masked_lm)
+    right = sum(edited.answers(MODIFIED.modified_train))
+    assert right >= len(MODIFIED.modified_train) / 2 > sum(masked_lm.answers(MODIFIED.modified_train))
+
+
+def test_memit_changes_the_facts_and_not_the_others_and_less_with_more_old_weight():
+    masked_lm = learnt()
+    results = [evaluate(modify_by_keys(masked_lm, MODIFIED, MemitConfig(2, weight)).apply_to_copy(masked_lm), MODIFIED) for weight in (1.0, 1e6)]
+    assert results[0].modified >= 75 > results[1].modified and results[1].unmodified >= results[0].unmodified > 80
+
+
+def test_in_sequence_each_edit_is_on_top_of_those_before_and_a_ball_stays():
+    masked_lm = tiny_bert()
+    for name in ("FT-L", "MEMIT", "AlphaEdit"):
+        edit = edit_in_sequence(masked_lm, MODIFIED, SequenceConfig(CONFIGS[name], 2))
+        assert edit.record["outcome"]["edits"] == 2 and edit.record["method"].endswith("in sequence")
+        copy = copy_with_own(masked_lm)
+        edit.apply(copy)
+        edit.undo(copy)
+        assert same_weights(copy, masked_lm)
+        if name == "FT-L":
+            assert edit.record["outcome"]["max_change"] <= 0.01 * (1 + 1e-5)
+    whole = edit_in_sequence(masked_lm, MODIFIED, SequenceConfig(CONFIGS["MEMIT"], 4))
+    assert whole.record["edited_hash"] == edit_facts(masked_lm, MODIFIED, CONFIGS["MEMIT"]).record["edited_hash"]
+
+
+def test_what_became_of_the_old_object():
+    masked_lm = learnt()
+    same = describe_edit(masked_lm, masked_lm, ["bert.encoder.layer.2.output.dense.weight"], MODIFIED)
+    assert same["old_rank"] == same["old_rank_before"] and same["relative_change"] == 0 and same["change_rank"] == 0
+    edit = modify_by_keys(masked_lm, MODIFIED, MemitConfig(2, 1.0))
+    told = describe_edit(masked_lm, edit.apply_to_copy(masked_lm), list(edit.bits), MODIFIED)
+    assert told["old_rank"] > told["old_rank_before"] == 1 and 0 <= told["undone_by_half"] <= 100
+    assert 0 < told["change_rank"] <= edit.record["outcome"]["num_keys"]
+
+
+def test_any_dial_is_chosen_by_the_rule_of_the_radius():
+    rows = pd.DataFrame({"facts": ["reported"] * 3, "old_weight": [1.0, 10.0, 100.0], "modified_accuracy": [90.0, 90.0, 20.0], "unmodified_accuracy": [20.0, 30.0, 40.0], "radius": math.nan})
+    best = select_radius(rows, ["facts"], strength="old_weight")
+    assert best["old_weight"].tolist() == [10.0] and not best["edge"].any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MemitConfig(0, 0.0), "old_weight must be"), (lambda: AlphaEditConfig(0, keep=0.0), "keep must be"),
+        (lambda: KeyConfig("slot"), "key must be"), (lambda: KeyConfig(statistics="text"), "statistics must be"),
+        (lambda: LowRankConfig(0, 0), "rank must be"), (lambda: SequenceConfig(MemitConfig(0), 0), "facts_at_once must be"),
+        (lambda: modify_by_keys(tiny_bert(), MODIFIED, MemitConfig([0, 1])), "expected its index"), (lambda: ValueConfig(clamp=0), "clamp must be"),
+        (lambda: edit_facts(tiny_bert(), MODIFIED, TRAINING), "the settings must be one of"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
