@@ -95,6 +95,7 @@ class MaskedLM:
 
     states_budget = 2**29  # bytes for the states that enter one block (`_StatesBelow`)
     states_folder = None  # where they are kept in a file; None: in memory
+    activations_budget = 3 * 2**27  # bytes that a step of training on a CPU may remember (`part_losses`)
 
     def __init__(
         self,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -65,7 +66,28 @@ def require(fulfilled: bool, otherwise: str) -> None:
 def say(message: str) -> None:
     typer.echo(f"modmem: {' '.join(message.splitlines())}", err=True)
 
-# %% ../nbs/6_commands/07_options.ipynb #stoppable
+# %% ../nbs/6_commands/07_options.ipynb #progress
+class _Log(logging.Handler):
+    "Progress as lines on standard error."
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    "Show what the package logs."
+    logger, handler = logging.getLogger("modmem"), _Log()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+# %% ../nbs/6_commands/07_options.ipynb #stopping
 class _Stopped(BaseException):
     "SIGTERM came."
 
@@ -98,7 +120,7 @@ def run(
     arguments: Sequence[str],  # without the program's name
 ) -> int:  # exit code
     "Run `modmem` with the commands that there are so far."
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _told():
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         try:
             with typer.main.get_command(app).make_context("modmem", arguments) as context:
