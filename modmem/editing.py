@@ -288,7 +288,7 @@ def edit(
     blocks: _Blocks = None, radius: _Radius = None, norm: _NormName = "linf",
     steps: Option.Steps = 100, batch_size: Option.BatchSize = 128, learning_rate: Option.Rate = 1e-3,
     guard: _Guard = None, max_drop: _Drop = 1.0, onto: _Onto = None, half: _HalfFile = False, card: _Card = False, as_json: Option.Json = False,
-    seed: Option.Seed = 0, device: Option.Device = "cpu",
+    block_pattern: Option.BlockPattern = None, seed: Option.Seed = 0, device: Option.Device = "cpu",
 ) -> None:
     """Change what a model answers to given facts.
 
@@ -297,12 +297,12 @@ def edit(
     _check_choices(blocks, radius, norm, guard, onto)
     check_output(output)
     _check_replaceable(output, card)
-    _check_blocks(blocks, check_model(model).get("num_hidden_layers", math.inf))
+    _check_blocks(blocks, check_model(model, block_pattern).get("num_hidden_layers", math.inf))
     modified = lazy.edits.read_edits(edits)
     settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
     settings |= _anchor(_read_onto(onto, modified, edits), settings) if onto else {}
     benchmark = _read_guard(guard) if guard else None
-    masked_lm, began = load_model(model, device), time.perf_counter()
+    masked_lm, began = load_model(model, device, block_pattern), time.perf_counter()
     _check_edits(masked_lm, modified, edits)
     made, results = _run(masked_lm, modified, settings, benchmark, max_drop, onto, half, {"file": edits.name, "lines": lazy.edits.find_lines(modified, edits)})
     lazy.stack.save_edit(made, output)
@@ -346,16 +346,16 @@ def evaluate(
     edits: Annotated[Path | None, typer.Argument(metavar="EDITS.jsonl", help="A list of edits, in place of a dataset.")] = None,
     trex: Option.Trex = None, zsre: Option.Zsre = None, synthetic: Option.Synthetic = False, download: Option.Download = False, relations: Option.Relations = None, lenient: Option.Lenient = False,
     edit: Annotated[Path | None, typer.Option(metavar="edit.safetensors", exists=True, dir_okay=False, help="An edit of MODEL, to compare with it.")] = None,
-    as_json: Option.Json = False, device: Option.Device = "cpu",
+    as_json: Option.Json = False, block_pattern: Option.BlockPattern = None, device: Option.Device = "cpu",
 ) -> None:
     "Measure what a model answers, and what an edit of it changes."
     a_dataset = trex is not None or zsre is not None or synthetic
     require(edits is None or not lenient, "--lenient goes with a dataset")
     require(edits is None or not a_dataset, "expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
-    check_model(model)
+    check_model(model, block_pattern)
     record = None if edit is None else _read_record(edit)
     data = read_source(trex, zsre, synthetic, download, relations, lenient=lenient) if edits is None else lazy.edits.read_edits(edits)
-    models = {"before": load_model(model, device)}
+    models = {"before": load_model(model, device, block_pattern)}
     if edit is not None:
         models["after"] = _apply(models["before"], lazy.stack.load_edit(edit), edit)
     if edits is not None:
@@ -366,12 +366,12 @@ def evaluate(
 
 # %% ../nbs/6_commands/09_editing.ipynb #apply
 @app.command("apply")
-def apply(model: Option.Model, edit: _EditFile, output: Option.Folder) -> None:
+def apply(model: Option.Model, edit: _EditFile, output: Option.Folder, block_pattern: Option.BlockPattern = None) -> None:
     "Write the edited model to a folder."
     check_output(output)
-    check_model(model)
+    check_model(model, block_pattern)
     _read_record(edit)
-    masked_lm = load_model(model, "cpu")
+    masked_lm = load_model(model, "cpu", block_pattern)
     lazy.masked_lm.save_masked_lm(_apply(masked_lm, lazy.stack.load_edit(edit), edit), output)
 
 # %% ../nbs/6_commands/09_editing.ipynb #show
@@ -393,15 +393,15 @@ def show(edit: _EditFile, as_json: Option.Json = False) -> None:
 def remove(
     model: Option.Model, edit: _EditFile,
     number: Annotated[int, typer.Argument(min=1, metavar="NUMBER", help="Of the edit that goes, as 'modmem show' counts them.")],
-    output: _NewEdit, device: Option.Device = "cpu",
+    output: _NewEdit, block_pattern: Option.BlockPattern = None, device: Option.Device = "cpu",
 ) -> None:
     "Take one of several edits back: the others are made again."
     check_output(output)
     _check_replaceable(output, card=False)
-    check_model(model)
+    check_model(model, block_pattern)
     if "rounding" in _read_record(edit):
         raise DataError("expected an exact edit, this one is in half precision", edit)
-    masked_lm, stack = load_model(model, device), lazy.editor.Edit.load(edit)
+    masked_lm, stack = load_model(model, device, block_pattern), lazy.editor.Edit.load(edit)
     _apply(masked_lm, stack, edit)  # refuses one of another model
     try:
         left = lazy.stack.remove_edit(masked_lm, stack, number)

@@ -69,7 +69,7 @@ _FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert"
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
-def check_model(model: str) -> dict:
+def check_model(model: str, block_pattern: str | None = None) -> dict:
     "Check what can be checked without loading a model; its configuration, or nothing for a hub id."
     folder = Path(modmem.__file__).parent / "data" / "synthetic" if model == "synthetic" else Path(model)
     if not folder.is_dir():
@@ -85,7 +85,7 @@ def check_model(model: str) -> dict:
         raise DataError(f"expected one JSON object, {error}", path) from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise DataError(f"expected a model of type {', '.join(_FAMILIES)}", path, field="model_type")
-    if config["model_type"] not in _FAMILIES:
+    if config["model_type"] not in _FAMILIES and block_pattern is None:
         lazy.masked_lm.load_masked_lm(model)  # refuses it, and says where its blocks may be
     single = folder / "model.safetensors"
     for weight_file in [single] if single in weights else weights:  # others are not read
@@ -156,9 +156,9 @@ def check_device(device: str) -> None:
     require(has, f"Invalid value for '--device': this machine has no {device!r}")
 
 
-def load_model(model: str, device: str) -> MaskedLM:
+def load_model(model: str, device: str, block_pattern: str | None = None) -> MaskedLM:
     check_device(device)
-    return lazy.masked_lm.load_masked_lm(model, device)
+    return lazy.masked_lm.load_masked_lm(model, device, block_pattern)
 
 
 def keep_answerable(masked_lm: MaskedLM, benchmark: Benchmark) -> Benchmark:

@@ -184,3 +184,4 @@ class Option:
     Seed = Annotated[int, typer.Option("--seed", min=0, max=2**53, metavar="N", help="Decides everything that is random.")]
     Device = Annotated[str, typer.Option("--device", parser=_device, metavar="NAME", help="cpu, cuda, cuda:N or mps.")]
     Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
+    BlockPattern = Annotated[str | None, typer.Option("--block-pattern", metavar="NAME", help="Of a model of an unknown family: its list of blocks.")]
