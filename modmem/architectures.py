@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['ARCHITECTURES', 'Architecture', 'find_block_lists', 'find_architecture']
+__all__ = ['ARCHITECTURES', 'Architecture', 'find_block_lists', 'find_architecture', 'read_architecture']
 
 # %% ../nbs/1_method/02_architectures.ipynb #architecture
 _Mask = torch.Tensor | None  # (B, 1, 1, N), bool, True where there is a token; None: everywhere
@@ -213,3 +214,85 @@ def find_architecture(
         found = ", ".join(f"{name} ({length})" for name, length in lists.items()) or "none"
         raise ValueError(f"expected a model of type {', '.join(ARCHITECTURES)}, found {model_type!r}; its lists of like modules: {found}")
     return ARCHITECTURES[model_type]
+
+# %% ../nbs/1_method/02_architectures.ipynb #watch
+class _Reached(Exception):
+    "A pass went far enough."
+
+
+def _watch(model: nn.Module, block: nn.Module, ids: torch.Tensor, mask: _Mask) -> tuple[torch.Tensor, Callable]:
+    "What enters a block in a pass, and the block's step from there."
+    caught = []
+
+    def catch(module: nn.Module, args: tuple, named: dict) -> None:
+        caught.append((args, named))
+        raise _Reached
+
+    handle = block.register_forward_pre_hook(catch, with_kwargs=True)
+    with suppress(_Reached):
+        try:
+            model(input_ids=ids, attention_mask=None if mask is None else mask[:, 0, 0].long())
+        finally:
+            handle.remove()
+    args, named = caught[0]
+    states = args[0] if args else named.pop("hidden_states")
+
+    def step(block: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        written = block(states, *args[1:], **named)
+        return written[0] if isinstance(written, tuple) else written
+
+    return states, step
+
+
+def _score(model: nn.Module, block: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    "What a model makes of its last block's states, (K, H): (K, V)."
+    width, surplus = 8, -len(states) % 8
+    rows = torch.cat([states, states[:1].expand(surplus, -1)]).unflatten(0, (-1, width))
+    handle = block.register_forward_hook(lambda module, args, written: (rows, *written[1:]) if isinstance(written, tuple) else rows)
+    try:
+        ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=states.device)
+        return model(input_ids=ids).logits.flatten(0, 1)[: len(states)]
+    finally:
+        handle.remove()
+
+# %% ../nbs/1_method/02_architectures.ipynb #read-architecture
+def read_architecture(
+    model: nn.Module,  # of an unknown family
+    pattern: str,  # the name of its list of blocks, as `find_block_lists` has it
+) -> Architecture:
+    "Make an entry for a model by watching a pass; `ValueError` if the blocks cannot be run on their own."
+    if pattern not in (lists := find_block_lists(model)):
+        raise ValueError(f"expected the name of a list of like modules, one of {', '.join(lists) or 'none'}; found {pattern!r}")
+
+    def run(model: nn.Module, hidden: torch.Tensor, mask: _Mask) -> _Step:
+        with torch.no_grad():
+            ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+            return _watch(model, model.get_submodule(pattern)[0], ids, mask)[1]
+
+    found = Architecture(
+        embed=lambda model, ids, mask: _watch(model, model.get_submodule(pattern)[0], ids, mask)[0],
+        blocks=lambda model: list(model.get_submodule(pattern)),
+        head=lambda model: partial(_score, model, model.get_submodule(pattern)[-1]),
+        run=run,
+        silent=(),
+        longest=lambda config: getattr(config, "max_position_embeddings", 512) - 2,  # some families count positions from 2
+        attention_code="eager",
+    )
+    _check_cut(model, found, pattern)
+    return found
+
+
+@torch.no_grad()
+def _check_cut(model: nn.Module, found: Architecture, pattern: str) -> None:
+    "Compare a pass in parts with the whole one."
+    device, training = next(model.parameters()).device, model.training
+    ids = torch.arange(12, device=device).view(2, 6)
+    mask = torch.arange(6, device=device) < torch.tensor([[6], [4]], device=device)
+    states, step = found.embed(model.eval(), ids, mask[:, None, None]), None
+    step = found.run(model, states, mask[:, None, None])
+    for block in found.blocks(model):
+        states = step(block, states)
+    scores, whole = found.head(model)(states[mask]), model(input_ids=ids, attention_mask=mask.long()).logits[mask]
+    model.train(training)
+    if scores.shape != whole.shape or not torch.allclose(scores, whole, atol=1e-4, rtol=1e-4):
+        raise ValueError(f"the blocks of {pattern!r} cannot be run on their own: a pass in parts and the whole one differ")

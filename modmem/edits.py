@@ -98,12 +98,15 @@ def read_edits(
     path: str | Path,  # UTF-8, one JSON object a line
 ) -> ModifiedBenchmark:  # facts in the order of the file; nothing on the unmodified side
     "Read a list of edits; `DataError` names the file, the line and the field."
-    modified_facts, lines = {}, {}
+    modified_facts, lines, said = {}, {}, {}
     sides = {"evidence": [], "test": []}
     for line, record in read_jsonl(path):
         old, new, train, test = read_edit(record, path, line)
         if old in lines:
             raise DataError(f"expected one line a fact, {old.id!r} is on line {lines[old]} too", path, line, "id" if "id" in record else None)
+        first, object = said.setdefault((old.subject, old.relation), (line, new.object))
+        if object != new.object:
+            raise DataError(f"expected one new object of {old.subject!r}, {old.relation!r}, found {object!r} on line {first} and {new.object!r}", path, line, "new_object")
         modified_facts[old], lines[old] = new, line
         sides["evidence"] += [(line, evidence) for evidence in train]
         sides["test"] += [(line, evidence) for evidence in test]

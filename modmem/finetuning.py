@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -21,8 +23,8 @@ from .files import check_choice, check_whole
 from .masked_lm import MaskedLM, copy_with_own, in_mode
 
 # %% auto #0
-__all__ = ['slot_loss', 'keyed_generator', 'BatchOrder', 'learning_rate_at', 'train_steps', 'FinetuningConfig', 'finetune_steps',
-           'finetune']
+__all__ = ['slot_loss', 'keyed_generator', 'BatchOrder', 'learning_rate_at', 'train_steps', 'FinetuningConfig', 'part_losses',
+           'finetune_steps', 'finetune']
 
 # %% ../nbs/1_method/17_training.ipynb #slot-loss
 def slot_loss(masked_lm: MaskedLM, batch: MaskedBatch) -> torch.Tensor:  # scalar: negative log-likelihood of the hidden pieces, mean over sentences
@@ -110,11 +112,36 @@ def _take_step(optimizer: torch.optim.Optimizer, learning_rate: float, max_gradi
         nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], max_gradient_norm)
     optimizer.step()
 
+# %% ../nbs/1_method/17_training.ipynb #add-gradients
+_logger = logging.getLogger(__name__)
+_SILENCE = 15.0  # seconds between two lines of progress
+
+
+def _tell(steps: tqdm, description: str) -> Iterator[int]:
+    "Log how far a loop has got, now and then, where its bar is off."
+    told = time.monotonic()
+    for done, step in enumerate(steps):
+        if steps.disable and time.monotonic() - told > _SILENCE:
+            _logger.info("%s: %d of %d steps", description, done, len(steps.iterable))
+            told = time.monotonic()
+        yield step
+
+
+def _add_gradients(loss: torch.Tensor | Iterable[torch.Tensor], step: int, learning_rate: float) -> float:
+    "Add the gradients of a loss, part by part, and sum it up."
+    total = 0.0
+    for part in [loss] if isinstance(loss, torch.Tensor) else loss:
+        total += part.item()
+        if not math.isfinite(total):
+            raise FloatingPointError(f"training diverged: the loss of step {step} is {total}; lower the learning rate, which is {learning_rate:g} there")
+        part.backward()
+    return total
+
 # %% ../nbs/1_method/17_training.ipynb #train-steps
 def train_steps(
     network: nn.Module,  # trained in place
     optimizer: torch.optim.Optimizer,
-    compute_loss: Callable[[int], torch.Tensor],  # step -> scalar
+    compute_loss: Callable[[int], torch.Tensor | Iterable[torch.Tensor]],  # step -> scalar, or parts that sum up to it
     learning_rates: Sequence[float],  # one for each step: their number is the number of steps
     seed: int = 0,  # for dropout
     dropout: float | None = None,  # None: as the network has it
@@ -126,15 +153,11 @@ def train_steps(
     "Train, one step for each learning rate."
     losses, device = [], next(network.parameters()).device
     with _dropout(network, dropout), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for step in tqdm(range(first_step, len(learning_rates)), desc=description, disable=None, leave=False):
+        for step in _tell(tqdm(range(first_step, len(learning_rates)), desc=description, disable=None, leave=False), description):
             torch.manual_seed(keyed_generator(seed, 1, step).initial_seed())
             optimizer.zero_grad()
-            loss = compute_loss(step)
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"training diverged: the loss of step {step} is {loss.item()}; lower the learning rate")
-            loss.backward()
+            losses.append(_add_gradients(compute_loss(step), step, learning_rates[step]))
             _take_step(optimizer, learning_rates[step], max_gradient_norm)
-            losses.append(loss.item())
             after_step(step + 1)
     return losses
 
@@ -187,6 +210,23 @@ class FinetuningConfig:
         "Count the optimizer steps on so many evidences."
         return self.steps or max(self.min_steps or 1, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
 
+# %% ../nbs/1_method/17_training.ipynb #part-losses
+_REMEMBERED = 24  # numbers that a block remembers of a token, in multiples of its hidden size; measured with BERT-Base
+
+
+def part_losses(
+    masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence],
+    budget: float | None = None,  # bytes to remember at a time; None: the model's own on a CPU, no limit elsewhere
+) -> Iterator[torch.Tensor]:  # scalars that sum up to the loss of the whole
+    "Compute the loss of a batch (Eq. 1), in parts if it is large."
+    limit = budget or (masked_lm.activations_budget if masked_lm.device.type == "cpu" else math.inf)
+    blocks = len(masked_lm.blocks) - (masked_lm.below.block if masked_lm.below else 0)
+    numbers = _REMEMBERED * masked_lm.model.config.hidden_size * blocks * max(len(sentence.input_ids) for sentence in encoded)
+    size = int(max(1, min(len(encoded), limit // (4 * numbers))))  # sentences of a part
+    for start in range(0, len(encoded), size):
+        some = encoded[start : start + size]
+        yield slot_loss(masked_lm, masked_lm.batch(some)) * (len(some) / len(encoded))
+
 # %% ../nbs/1_method/17_training.ipynb #sampler
 def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int, pool: int, seed: int) -> Callable[[int], list]:
     "A function from a step to its encoded evidence."
@@ -201,7 +241,7 @@ def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int,
 # %% ../nbs/1_method/17_training.ipynb #finetune-steps
 def finetune_steps(
     network: nn.Module,  # trained in place: its weights that require gradients
-    compute_loss: Callable[[int], torch.Tensor],  # step -> scalar
+    compute_loss: Callable[[int], torch.Tensor | Iterable[torch.Tensor]],  # step -> scalar, or parts that sum up to it
     config: FinetuningConfig,
     num_evidences: int,  # of an epoch
     make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # (weights, lr=...) -> optimizer
@@ -230,7 +270,7 @@ def finetune(
     if rehearsal:
         sample_unmodified = _sampler(trained, unmodified, rehearsal, 1, config.seed + 1)
 
-    def compute_loss(step: int) -> torch.Tensor:
-        return slot_loss(trained, trained.batch(sample(step) + (sample_unmodified(step) if rehearsal else [])))
+    def compute_loss(step: int) -> Iterator[torch.Tensor]:
+        return part_losses(trained, sample(step) + (sample_unmodified(step) if rehearsal else []))
 
     return trained, finetune_steps(trained.model, compute_loss, config, len(evidence), make_optimizer)

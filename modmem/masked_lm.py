@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import nn
 
-from .architectures import ARCHITECTURES, Architecture, find_architecture
+from .architectures import ARCHITECTURES, Architecture, find_architecture, read_architecture
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence, make_batch
 from .facts import Evidence
 from .files import DataError, write_folder_atomically
@@ -95,13 +95,15 @@ class MaskedLM:
 
     states_budget = 2**29  # bytes for the states that enter one block (`_StatesBelow`)
     states_folder = None  # where they are kept in a file; None: in memory
+    activations_budget = 3 * 2**27  # bytes that a step of training on a CPU may remember (`part_losses`)
 
     def __init__(
         self,
         model: nn.Module,  # of a family in `ARCHITECTURES`, with its masked-LM head
         tokenizer,  # its own
+        architecture: Architecture | None = None,  # None: that of its family
     ):
-        self.architecture = find_architecture(model.config.model_type, model)
+        self.architecture = architecture or find_architecture(model.config.model_type, model)
         model.set_attn_implementation(self.architecture.attention_code)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.below: _StatesBelow | None = None  # of a copy: the states at the lowest block that is its own
@@ -254,8 +256,8 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #read-family
-def _find_architecture(config, source: str | Path) -> Architecture:
-    "Look up the family of a configuration; refuse an unknown one, and models of a known name that are something else."
+def _find_attention(config, source: str | Path, block_pattern: str | None) -> str:
+    "The attention code of a configuration's family; refuse an unknown one, and models of a known name that are something else."
     from transformers import AutoModelForMaskedLM
 
     empty, path = None, Path(source) / "config.json" if Path(source).is_dir() else source
@@ -263,20 +265,22 @@ def _find_architecture(config, source: str | Path) -> Architecture:
         raise DataError("expected a model that transformers has, this one brings code of its own", path, field="auto_map")
     if (kind := getattr(config, "position_embedding_type", None)) not in (None, "absolute"):
         raise DataError(f"expected absolute positions, found {kind!r}", path, field="position_embedding_type")
+    if block_pattern is not None:
+        return "eager"
     if config.model_type not in ARCHITECTURES:
         with contextlib.suppress(Exception), torch.device("meta"):  # shapes without weights; not every family has a masked LM
             empty = AutoModelForMaskedLM.from_config(config)
     try:
-        return find_architecture(config.model_type, empty)
+        return find_architecture(config.model_type, empty).attention_code
     except ValueError as error:
         raise DataError(str(error), path, field="model_type") from None
 
 
-def _read_model(source: str | Path) -> tuple:
+def _read_model(source: str | Path, block_pattern: str | None) -> tuple:
     "What transformers makes of a folder or hub id: the model, a report on its weights, the tokenizer."
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-    code = _find_architecture(AutoConfig.from_pretrained(source), source).attention_code
+    code = _find_attention(AutoConfig.from_pretrained(source), source, block_pattern)
     options = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": code, "output_loading_info": True}
     return *AutoModelForMaskedLM.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source)
 
@@ -364,6 +368,7 @@ def _check_hub(source: str | Path) -> None:
 def load_masked_lm(
     name_or_directory: str | Path,  # "synthetic", a folder, or a hub id
     device: str = "cpu",
+    block_pattern: str | None = None,  # of a family that is not in `ARCHITECTURES`: the name of its list of blocks
 ) -> MaskedLM:
     "Load a model of any family in `ARCHITECTURES` with its own tokenizer, in float32 and with dropout off."
     source = SYNTHETIC if str(name_or_directory) == "synthetic" else name_or_directory
@@ -371,7 +376,7 @@ def load_masked_lm(
         torch.manual_seed(0)  # a fresh head is the same at every load
         try:
             _check_hub(source)
-            model, report, tokenizer = _read_model(source)
+            model, report, tokenizer = _read_model(source, block_pattern)
         except DataError:
             raise
         except Exception as error:  # transformers, tokenizers and safetensors raise nearly anything
@@ -380,7 +385,11 @@ def load_masked_lm(
     _check_weights(model, report["missing_keys"], report["unexpected_keys"], source)
     _check_tokenizer(model, tokenizer, source)
     _check_finite(model, source)
-    return MaskedLM(model.to(device), tokenizer)
+    try:
+        architecture = read_architecture(model.eval(), block_pattern) if block_pattern is not None else None
+    except ValueError as error:
+        raise DataError(str(error), source) from None
+    return MaskedLM(model.to(device), tokenizer, architecture)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #save-masked-lm
 def save_masked_lm(

@@ -14,7 +14,7 @@ from typing import get_args
 import pytest
 
 import modmem
-from modmem import cli
+from modmem import cli, editing, inputs
 
 SYNTHETIC = Path(modmem.__file__).parent / "data" / "synthetic"
 EDIT = ["--blocks", "0", "--radius", "0.01"]
@@ -204,7 +204,7 @@ def test_a_broken_model_folder_is_refused(run, tmp_path, damage, reason):
 
 
 def test_a_hub_id_is_no_path(run, tmp_path):
-    assert cli._check_model("bert-base-uncased") == cli._check_model("google/albert-base-v2") == {}
+    assert inputs.check_model("bert-base-uncased") == inputs.check_model("google/albert-base-v2") == {}
     (tmp_path / "models").mkdir()
     assert "no such model" in one_line(*run("evaluate", "models/bert", "--synthetic"))
 
@@ -214,7 +214,7 @@ def test_names_known_without_torch_are_the_librarys():
     from modmem.architectures import ARCHITECTURES
 
     need_unmodified_evidence = {norm for norm in CONSTRAINTS if norm.startswith("fisher")}  # which a list of edits has not
-    assert set(get_args(cli._Norm)) == set(CONSTRAINTS) - need_unmodified_evidence and set(cli._FAMILIES) == set(ARCHITECTURES)
+    assert set(get_args(editing._Norm)) == set(CONSTRAINTS) - need_unmodified_evidence and set(inputs._FAMILIES) == set(ARCHITECTURES)
 
 
 def test_the_command_says_its_version(run):
@@ -502,3 +502,10 @@ def test_download_puts_data_where_later_calls_look(run, tmp_path, monkeypatch):
         downloaded = run("statistics", option, place, "--download")
         assert downloaded[0] == 0 and run("statistics", option, place) == downloaded
     assert asked == [download.ZSRE_URL, download.TREX_URL]
+
+
+def test_statistics_and_finetuning_answer_in_json(run, tmp_path, small_world):
+    code, output, _ = run("statistics", "--synthetic", "--json")
+    assert code == 0 and json.loads(output)["world (cloze) (training)"] == {"questions": 960, "facts": 192, "distinct_questions": 960}
+    code, output, _ = run("finetune", "synthetic", "--synthetic", "--steps", "1", "--output", "ft", "--json")
+    assert code == 0 and json.loads(output)["steps"] == 1 and set(json.loads(output)["accuracy"]) == {"before", "after"}

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 import torch
-from tiny_families import FAMILIES, tiny_family
+from tiny_families import FAMILIES, tiny_family, word_piece
 from tiny_models import WORLD, ask, assert_cuts_change_nothing, same_weights
 
 from modmem.architectures import ARCHITECTURES, find_architecture, find_block_lists
@@ -12,6 +12,7 @@ from modmem.blocks import select_parameters
 from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.facts import MASK
 from modmem.files import DataError
+from modmem.finetuning import slot_loss
 from modmem.masked_lm import copy_with_own, load_masked_lm, predict_pieces, save_masked_lm
 from modmem.modification import sample_modifications
 
@@ -228,3 +229,44 @@ def test_characters_without_spaces_between_them_are_cut_where_the_pieces_meet():
     [encoded] = encode_evidence(tokenizer, [ask(f"我住在{MASK}。", "北京")])
     assert tokenizer.convert_ids_to_tokens(encoded.labels) == ["北京"]
     assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == ["<s>", "▁我", "住在", "<mask>", "。", "</s>"]
+
+
+def tiny_roformer(folder):
+    "A family that has no entry."
+    import transformers
+
+    tokenizer = word_piece()
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 66}
+    torch.manual_seed(0)
+    config = transformers.RoFormerConfig(vocab_size=len(tokenizer), initializer_range=0.2, rotary_value=False, **shape)
+    transformers.RoFormerForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_an_unknown_family_is_edited_by_the_name_of_its_blocks(tmp_path):
+    from modmem.architectures import read_architecture
+
+    folder, name = tiny_roformer(tmp_path / "model"), "roformer.encoder.layer"
+    with pytest.raises(DataError, match="found 'roformer'; its lists of like modules: roformer.encoder.layer"):
+        load_masked_lm(folder)
+    with pytest.raises(DataError, match="expected the name of a list of like modules, one of roformer.encoder.layer"):
+        load_masked_lm(folder, block_pattern="encoder")
+    masked_lm = load_masked_lm(folder, block_pattern=name)
+    batch = masked_lm.batch(masked_lm.encode(WORLD.test[:30]))
+    with torch.no_grad():
+        plain = masked_lm.model(batch.input_ids, attention_mask=None if batch.attention_mask is None else batch.attention_mask[:, 0, 0].long()).logits
+        torch.testing.assert_close(masked_lm(batch), plain[batch.rows, batch.columns], rtol=1e-4, atol=1e-5)
+    assert_cuts_change_nothing(masked_lm, batch)
+    edits = sample_modifications(WORLD, 2, seed=0)
+    edit = modify_facts(masked_lm, edits, ModificationConfig(blocks=1, radius=0.1, steps=30, learning_rate=0.01))
+    with torch.no_grad():
+        before = float(slot_loss(masked_lm, masked_lm.batch(masked_lm.encode(edits.modified_train))))
+    assert edit.record["outcome"]["final_loss"] < 0.75 * before and all(f"{name}.1." in weight for weight in edit.bits)
+    edited = edit.apply_to_copy(masked_lm)
+    save_masked_lm(edited, tmp_path / "edited")
+    assert load_masked_lm(tmp_path / "edited", block_pattern=name).predict(edits.modified_train) == edited.predict(edits.modified_train)
+    broken = masked_lm.model
+    broken.roformer.encoder.layer[0].register_forward_pre_hook(lambda module, args: (args[0] * torch.rand(1), *args[1:]))
+    with pytest.raises(ValueError, match="cannot be run on their own"):
+        read_architecture(broken, name)
