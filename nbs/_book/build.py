@@ -136,7 +136,7 @@ def build(site: Path, work: Path, jobs: int) -> None:
     command = [sys.executable, "-m", "sphinx", *options, str(work / "source"), str(work / "html")]
     subprocess.run(command, check=True, env=os.environ | {name: str(folder) for name, folder in folders.items()})
     shutil.rmtree(site, ignore_errors=True)
-    shutil.copytree(work / "html", site, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv"))
+    shutil.copytree(work / "html", site, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv", "*.map", "_sources"))
     (site / ".nojekyll").touch()  # or GitHub Pages would leave out what begins with an underscore
 
 

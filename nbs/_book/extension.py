@@ -102,9 +102,16 @@ def link_code(app, page: str, template: str, context: dict, doctree: nodes.docum
     context["body"] = re.sub(r'(?<!<span class="o">\.</span>)<span class="(n|nc|nf)">(\w+)</span>(?!<span class="o">=</span>)', link, context["body"])
 
 
+def fold_tree(app, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    "Leave the pages of other parts out of a page's tree: a part's page lists them, and the whole tree on every page would be a quarter of the site."
+    other = r'(<li class="toctree-l1) has-children("><a [^>]*>[^<]*</a>)<input .*?</label><ul>.*?</ul>'
+    context["furo_navigation_tree"] = re.sub(other, r"\1\2", context.get("furo_navigation_tree", ""), flags=re.DOTALL)
+
+
 def setup(app) -> dict:
     app.connect("autodoc-process-docstring", explain)
     app.connect("autodoc-skip-member", skip)
     app.connect("doctree-read", anchor_cells)
     app.connect("html-page-context", link_code)
+    app.connect("html-page-context", fold_tree, priority=900)  # after the theme has made it
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
