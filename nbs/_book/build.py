@@ -133,6 +133,7 @@ def build(site: Path, work: Path, jobs: int) -> None:
     write_curves(work / "static" / "curves.js")
     folders = {"BOOK_STATIC": work / "static", "BOOK_EXTRA": work / "source" / "extra", "PYTHONPATH": TOP}
     options = ["-W", "--keep-going", "-q", "-j", str(jobs), "-c", str(HERE), "-d", str(work / "doctrees")]
+    options += [] if (work / "html").is_dir() else ["-a"]  # all pages anew, also those whose source did not change
     command = [sys.executable, "-m", "sphinx", *options, str(work / "source"), str(work / "html")]
     subprocess.run(command, check=True, env=os.environ | {name: str(folder) for name, folder in folders.items()})
     shutil.rmtree(site, ignore_errors=True)
