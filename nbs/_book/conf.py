@@ -21,7 +21,7 @@ suppress_warnings = ["myst.header"]  # artefacts' texts start where they like
 
 nb_execution_mode = "off"  # outputs are those that are committed, which tests make again
 nb_mime_priority_overrides = [("html", "text/html", 20)]
-nb_render_markdown_format = "gfm"
+nb_render_markdown_format = "myst"  # so that links of outputs are checked, too
 nb_merge_streams = True
 nb_code_prompt_show, nb_code_prompt_hide = "Show {type}", "Hide {type}"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -40,6 +40,7 @@ html_static_path = ["static", os.environ["BOOK_STATIC"]]
 html_extra_path = [os.environ["BOOK_EXTRA"]]
 html_css_files = ["book.css"]
 html_copy_source = html_show_sourcelink = False
+html_show_search_summary = False  # a page opened from a file may not fetch others
 html_last_updated_fmt = None
 math_number_all = False
 mathjax_path = "tex-svg.js"  # of this site: no network

@@ -198,6 +198,8 @@ def make_page(page: str, path: Path, notebook: nbformat.NotebookNode, seconds: f
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "code" and (cell := prepare_cell(cell)):
+            for output in (output for output in cell.outputs if "text/markdown" in output.get("data", {})):
+                output.data["text/markdown"] = rewrite(output.data["text/markdown"], page, path.parent, book)
             cells.append(cell)
         elif cell and cell.cell_type == "markdown":
             cell.source = rewrite(cell.source, page, path.parent, book)
