@@ -4,9 +4,10 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 SUPPORTED := 3.10 3.11 3.12 3.13
 BIN := .venv/bin
 READY := .venv/ready-$(VERSION)
+BOOK := .venv/book-$(VERSION)
 COPY := _proc/copy
 
-.PHONY: reproduce test test-all sync readme
+.PHONY: reproduce test test-all sync readme book
 
 # Processes: JOBS=8; the full grid: FULL=1; anything else of the command: ARGS="table_3 -p num_modified 8"
 # Results go to _runs/figures/synthetic and are compared with figures/synthetic; to replace these: REFRESH=1
@@ -15,6 +16,7 @@ JOBS ?= 2
 reproduce: $(READY)
 	$(BIN)/modmem reproduce --jobs $(JOBS) $(if $(FULL),--full) $(if $(REFRESH),--refresh) $(ARGS)
 
+test-all: $(BOOK)
 test-all: NOTEBOOK_OPTIONS := --flags slow
 test-all: PYTEST_OPTIONS := --run-slow
 test test-all: sync
@@ -28,6 +30,10 @@ sync: $(READY)
 	@diff -r -x .ipynb_checkpoints nbs $(COPY)/nbs && diff -r -x __pycache__ modmem $(COPY)/modmem || \
 	{ echo "nbs/ and modmem/ are out of step: run nbdev_clean and nbdev_export, commit what changes"; exit 1; }
 
+# The book, in _site/: open _site/index.html. Notebooks are executed on committed rows; the second time, only what changed is built.
+book: $(BOOK)
+	$(BIN)/python nbs/_book/build.py --jobs $(JOBS)
+
 readme: $(READY)
 	$(BIN)/python tests/readme.py
 
@@ -40,4 +46,8 @@ endif
 	test -e $@ || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt --use-pep517 -e '.[dev]'
+	@touch $@
+
+$(BOOK): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --use-pep517 -e '.[book]'
 	@touch $@

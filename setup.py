@@ -33,7 +33,7 @@ setup(
     include_package_data=False,
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("cluster", "faiss", "dev")},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("cluster", "faiss", "dev", "book")},
     entry_points={"console_scripts": settings["console_scripts"].splitlines()},
     zip_safe=False,
 )

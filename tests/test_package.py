@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parents[1]
-LOCAL = (".git", ".venv", "_runs", "_proc", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache", ".ipynb_checkpoints")
+LOCAL = (".git", ".venv", "_runs", "_proc", "_site", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache", ".ipynb_checkpoints")
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 

@@ -263,5 +263,5 @@ def test_pins_satisfy_the_floors_and_cover_them():
             if pin.marker is None or pin.marker.evaluate({"python_version": version}):
                 assert pin.name not in pins
                 pins[pin.name] = str(pin.specifier).removeprefix("==")
-        for floor in map(Requirement, f"{SETTINGS['requirements']} {SETTINGS['cluster_requirements']} {SETTINGS['dev_requirements']}".split()):
+        for floor in (Requirement(text) for kind in ("", "cluster_", "dev_", "book_") for text in SETTINGS[f"{kind}requirements"].split()):
             assert floor.specifier.contains(pins[floor.name]), f"{floor} on Python {version}"
