@@ -305,7 +305,7 @@ def _at_best(rows: pd.DataFrame, value: str, across: str) -> pd.Series:
 
 def _neighbors(rows: pd.DataFrame, memory: str = "modified") -> pd.DataFrame:
     "Take rows of kNN-LM, with the share of percent that the worse accuracy has."
-    rows = _pick(rows, method="kNN-LM", start="pretrained", position=memory, norm=None, unmodified_per_modified=None)
+    rows = _pick(rows, method="kNN-LM", start="pretrained", position=memory, norm=None, unmodified_per_modified=None).copy()
     threshold = rows["epsilon_quantile"].map("quantile {}".format).where(rows["epsilon_quantile"].notna(), rows["epsilon"].map("distance {}".format))
     return rows.assign(threshold=threshold, both=np.minimum(rows["modified"], 100 - rows["forgotten"]))
 
