@@ -241,6 +241,22 @@ def _score(model: nn.Module, block: nn.Module, states: torch.Tensor) -> torch.Te
     finally:
         handle.remove()
 
+# %% ../nbs/1_method/02_architectures.ipynb #check-cut
+@torch.no_grad()
+def _check_cut(model: nn.Module, found: Architecture, pattern: str) -> None:
+    "Compare a pass in parts with the whole one."
+    device, training = next(model.parameters()).device, model.training
+    ids = torch.arange(12, device=device).view(2, 6)
+    mask = torch.arange(6, device=device) < torch.tensor([[6], [4]], device=device)
+    states, step = found.embed(model.eval(), ids, mask[:, None, None]), None
+    step = found.run(model, states, mask[:, None, None])
+    for block in found.blocks(model):
+        states = step(block, states)
+    scores, whole = found.head(model)(states[mask]), model(input_ids=ids, attention_mask=mask.long()).logits[mask]
+    model.train(training)
+    if scores.shape != whole.shape or not torch.allclose(scores, whole, atol=1e-4, rtol=1e-4):
+        raise ValueError(f"the blocks of {pattern!r} cannot be run on their own: a pass in parts and the whole one differ")
+
 # %% ../nbs/1_method/02_architectures.ipynb #read-architecture
 def read_architecture(
     model: nn.Module,  # of an unknown family
@@ -266,19 +282,3 @@ def read_architecture(
     )
     _check_cut(model, found, pattern)
     return found
-
-
-@torch.no_grad()
-def _check_cut(model: nn.Module, found: Architecture, pattern: str) -> None:
-    "Compare a pass in parts with the whole one."
-    device, training = next(model.parameters()).device, model.training
-    ids = torch.arange(12, device=device).view(2, 6)
-    mask = torch.arange(6, device=device) < torch.tensor([[6], [4]], device=device)
-    states, step = found.embed(model.eval(), ids, mask[:, None, None]), None
-    step = found.run(model, states, mask[:, None, None])
-    for block in found.blocks(model):
-        states = step(block, states)
-    scores, whole = found.head(model)(states[mask]), model(input_ids=ids, attention_mask=mask.long()).logits[mask]
-    model.train(training)
-    if scores.shape != whole.shape or not torch.allclose(scores, whole, atol=1e-4, rtol=1e-4):
-        raise ValueError(f"the blocks of {pattern!r} cannot be run on their own: a pass in parts and the whole one differ")
