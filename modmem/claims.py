@@ -105,16 +105,17 @@ def assign_parts(
 ) -> pd.DataFrame:  # rows that play a part, with `checkpoint`, `position`, `few`, `fixed`, and what is measured
     "Find the rows that the claims are about."
     rows = rows.reindex(columns=list(dict.fromkeys([*rows, "status", *_SETTINGS, *_MEASURED]))).copy()
-    rows = _place_retraining(rows).fillna({"part": ""}).assign(position=lambda placed: _find_positions(placed, parts), checkpoint=rows["model"])
+    rows = _place_retraining(rows).assign(checkpoint=rows["model"], part=rows["part"].astype(object).fillna(""))
+    rows = rows.assign(position=_find_positions(rows, parts))
     wanted = _is_usual(rows, parts) & (rows["status"] == "done") & rows["position"].notna() & (rows["num_modified"] >= parts.num_modified)
-    rows = _drop_tuning(rows[wanted]).astype(dict.fromkeys(_MEASURED, float))
+    rows = _drop_tuning(rows[wanted]).astype(dict.fromkeys(_MEASURED, float)).copy()
     rows["benchmark"] = rows["benchmark"].map({parts.cloze: "T-REx", parts.questions: "zsRE"})
     rows["model"] = rows["model"].map({**dict.fromkeys((parts.base, *parts.replicas), "base"), parts.large: "large"})
     few, fixed = rows["num_modified"] == parts.num_modified, rows["epochs"].isna() & rows["radius"].notna()
     drop = rows["unmodified_accuracy_before"] - rows["unmodified_accuracy"]
     rows = rows.assign(few=few, fixed=fixed, drop=drop, forgotten=100 * drop / rows["unmodified_accuracy_before"])
     rows = rows.assign(modified=rows["modified_accuracy"], unmodified=rows["unmodified_accuracy_reported"])
-    return rows.assign(mean=(rows["modified"] + rows["unmodified"]) / 2)
+    return rows.assign(mean=(rows["modified"] + rows["unmodified"]) / 2).copy()
 
 # %% ../nbs/5_experiments/08_claims.ipynb #pick
 _USUAL = {
