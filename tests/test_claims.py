@@ -123,7 +123,7 @@ def make_row(run, agree):
         modified += SEED_EFFECTS[run.seed]
     measured = dict.fromkeys(("unmodified_accuracy", "unmodified_accuracy_heldout", "unmodified_accuracy_reported"), unmodified)
     before = {"unmodified_accuracy_before": BEFORE[run.start] + noise.uniform(-0.1, 0.1)}
-    asked = make_run(**run.given)
+    asked = make_run(**{"model": "base"} | run.given)
     return {**asked.settings, "steps": 70 + run.seed, "key": asked.key, "status": "done", "modified_accuracy": modified, **measured, **before, **lost}
 
 
