@@ -102,7 +102,7 @@ def assign_parts(
 ) -> pd.DataFrame:  # rows that play a part, with `position`, `few`, `fixed`, and what is measured
     "Find the rows that the claims are about."
     rows = rows.reindex(columns=list(dict.fromkeys([*rows, "status", *_SETTINGS, *_MEASURED]))).copy()
-    rows = _place_retraining(rows).fillna({"part": ""}).assign(position=lambda placed: _find_positions(placed, parts))
+    rows = _place_retraining(rows).assign(part=rows["part"].astype(object).fillna(""), position=lambda placed: _find_positions(placed, parts))
     wanted = _is_usual(rows, parts) & (rows["status"] == "done") & rows["position"].notna() & (rows["num_modified"] >= parts.num_modified)
     rows = _drop_tuning(rows[wanted]).astype(dict.fromkeys(_MEASURED, float))
     rows["benchmark"] = rows["benchmark"].map({parts.cloze: "T-REx", parts.questions: "zsRE"})
