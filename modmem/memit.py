@@ -59,7 +59,7 @@ def solve_inside(
 @dataclass(frozen=True)
 class KeyConfig:
     "Which keys are answered anew, and which others are to be answered as before."
-    key: str = "mask"  # where a key stands, or "subject"
+    key: str = field(default="mask", metadata={"column": "key_place"})  # where a key stands, or "subject"
     average: bool = False  # one key a fact and slot
     statistics: str = "unmodified"  # evidence that the second moment is of, or "modified": the edit's own, other words hidden
     sentences: int = 6000  # of them at most

@@ -21,6 +21,7 @@ from modmem.low_rank import LowRankConfig, modify_low_rank
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.memit import AlphaEditConfig, KeyConfig, MemitConfig, modify_by_keys, solve_inside, solve_ridge
 from modmem.modification import sample_modifications
+from modmem.runs import list_columns
 from modmem.trials import select_radius
 
 MODIFIED = sample_modifications(WORLD, 4, drawn_from="all")
@@ -283,6 +284,10 @@ def test_any_dial_is_chosen_by_the_rule_of_the_radius():
     rows = pd.DataFrame({"facts": ["reported"] * 3, "old_weight": [1.0, 10.0, 100.0], "modified_accuracy": [90.0, 90.0, 20.0], "unmodified_accuracy": [20.0, 30.0, 40.0], "radius": math.nan})
     best = select_radius(rows, ["facts"], strength="old_weight")
     assert best["old_weight"].tolist() == [10.0] and not best["edge"].any()
+
+
+def test_no_setting_takes_the_place_of_what_a_row_is_told_by():
+    assert not {"key", "status", "error", "warning", "seconds", "method_version"} & set(list_columns())
 
 
 @pytest.mark.parametrize(
