@@ -124,7 +124,7 @@ def find_lines(edits: ModifiedBenchmark, path: str | Path) -> dict[str, int]:  #
     numbers = (line for line, _ in read_jsonl(path)) if Path(path).is_file() else count(1)
     return {old.id: line for old, line in zip(edits.modified_facts, numbers)}
 
-# %% ../nbs/2_data/03_edits.ipynb #check-phrasings
+# %% ../nbs/2_data/03_edits.ipynb #special-tokens
 def _find_special(tokenizer: Any, read: Any) -> str | None:
     "A special token, such as [SEP], that stands in an encoded sentence or in its object."
     special, edges = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, (0, len(read.input_ids) - 1)
@@ -133,6 +133,14 @@ def _find_special(tokenizer: Any, read: Any) -> str | None:
     return None if found is None else tokenizer.convert_ids_to_tokens(found)
 
 
+def _is_cut_off(masked_lm: Any, sentence: Evidence, read: Any) -> bool:
+    "Whether the subject of a sentence that fills the model's window is outside of it."
+    if len(read.input_ids) < masked_lm.max_length or sentence.fact.subject not in sentence.text:
+        return False
+    spelled = [masked_lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (sentence.fact.subject, f" {sentence.fact.subject}")]
+    return not any(read.input_ids[place : place + len(ids)] == ids for ids in spelled for place in range(len(read.input_ids)))
+
+# %% ../nbs/2_data/03_edits.ipynb #check-phrasings
 def check_phrasings(
     masked_lm: Any,  # a `MaskedLM`; importing its class here would load torch to read a file
     edits: ModifiedBenchmark,
@@ -144,6 +152,8 @@ def check_phrasings(
         for sentence, read in zip(sentences, masked_lm.encode(sentences)):
             if special := _find_special(masked_lm.tokenizer, read):
                 raise DataError(f"expected text, found {special!r}, a special token of this model, in {sentence.text!r} or its object", path, lines[sentence.fact.id], side)
+            if _is_cut_off(masked_lm, sentence, read):
+                warnings.warn(f"{path}:{lines[sentence.fact.id]}: field {side!r}: the subject {sentence.fact.subject!r} is cut off, the model reads {masked_lm.max_length} pieces around {MASK}", stacklevel=2)
             earlier, other = seen.setdefault(tuple(read.input_ids), (side, sentence))
             same = f"to this model {sentence.text!r} is {other.text!r} on line {lines[other.fact.id]}"
             if earlier != side:
