@@ -32,6 +32,7 @@ __all__ = ['edit', 'evaluate', 'apply', 'show', 'remove']
 # %% ../nbs/6_commands/09_editing.ipynb #edit-options
 _EditFile = Annotated[Path, typer.Argument(metavar="edit.safetensors", exists=True, dir_okay=False, help="An edit, as 'modmem edit' saves it.")]
 _Norm = Literal["linf", "l2", "l2_tensor", "l2_tensor_rms", "linf_relative"]  # those that need no data, known without torch
+_Method = Literal["ftm", "locft", "lora", "memit", "alphaedit"]
 
 
 def _blocks(text: str) -> int | list[int] | str:
@@ -60,7 +61,8 @@ _Edits = Annotated[Path, typer.Argument(metavar="EDITS.jsonl", help="The facts t
 _NewEdit = Annotated[Path, typer.Option("--output", metavar="edit.safetensors", dir_okay=False, help="File for the edit.")]
 _NormName = Annotated[_Norm, typer.Option("--norm", metavar="NORM", help=f"One of {', '.join(get_args(_Norm))}.")]
 _Blocks = Annotated[Any, typer.Option(parser=_blocks, metavar="BLOCKS", help="Blocks that may change: 0, or 0,3, or all; or auto, with --guard.")]
-_Radius = Annotated[Any, typer.Option(parser=_radius, metavar="NUMBER", help="How far weights may go; inf: anywhere; or auto, with --guard.")]
+_Radius = Annotated[Any, typer.Option(parser=_radius, metavar="NUMBER", help="Of ftm: how far weights may go; inf: anywhere; or auto, with --guard.")]
+_MethodName = Annotated[_Method, typer.Option("--method", metavar="NAME", help="ftm, the paper's: training inside a ball; or locft, lora, memit, alphaedit.")]
 _Guard = Annotated[str | None, typer.Option(metavar="SOURCE", help="Facts that shall stay: FILE, synthetic, trex:DIR or zsre:FILE.")]
 _Drop = Annotated[float, typer.Option(parser=_drop, metavar="POINTS", help="How far the guard's accuracy may fall.")]
 _Onto = Annotated[Path | None, typer.Option(metavar="edit.safetensors", exists=True, dir_okay=False, help="An edit of MODEL that comes before this one.")]
@@ -144,15 +146,37 @@ def _read_onto(onto: Path, edits: ModifiedBenchmark, path: Path) -> dict:
     return record
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-parts
+_TRAINING = ("learning_rate", "steps", "batch_size", "seed")
+_SOLVED = ("memit", "alphaedit")  # methods that do not train the weights
+
+
+def _configure(settings: dict) -> Any:
+    "The settings of a method by its name. MEMIT and AlphaEdit keep what the edits' own sentences, the only ones there are, answer without their words."
+    method, training = settings["method"], {name: settings[name] for name in _TRAINING}
+    if method == "ftm":
+        return lazy.editor.ModificationConfig(settings["blocks"], settings["norm"], settings["radius"], **training)
+    if method == "locft":
+        return lazy.editor.ModificationConfig(settings["blocks"], radius=math.inf, part="ffn_out", **training)
+    if method == "lora":
+        return lazy.low_rank.LowRankConfig(settings["blocks"], **training)
+    kind = {"memit": lazy.memit.MemitConfig, "alphaedit": lazy.memit.AlphaEditConfig}[method]
+    return kind(settings["blocks"], keys=lazy.memit.KeyConfig(statistics="modified"))
+
+
 def _train(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> Edit:
     "Edit a model, if it has the blocks."
+    config = _configure(settings)
     try:
         lazy.blocks.select_parameters(masked_lm, settings["blocks"])
     except ValueError as error:  # shared blocks, or a hub model with fewer
         raise UsageError(f"Invalid value for '--blocks': {error}") from None
-    return lazy.constraints.modify_constrained(masked_lm, modified, lazy.editor.ModificationConfig(**settings))
+    try:
+        return lazy.editors.edit_facts(masked_lm, modified, config)
+    except ValueError as error:
+        require(settings["method"] not in _SOLVED, f"--method {settings['method']} cannot make these edits: {error}")  # sentences without other words
+        raise
 
-
+# %% ../nbs/6_commands/09_editing.ipynb #edit-search
 def _search(masked_lm: MaskedLM, modified: ModifiedBenchmark, guard: Guard, settings: dict, train: Callable) -> tuple[dict, list[dict]]:
     "Settings with blocks and radius in place of `auto`; the tries."
     for fact in lazy.guard.hold_out(modified)[2]:
@@ -170,7 +194,7 @@ def _stack(masked_lm: MaskedLM, onto: Path, modified: ModifiedBenchmark, setting
     first = lazy.editor.Edit.load(onto)
     _apply(masked_lm, first, onto)  # refuses one of another model
     try:
-        return lazy.stack.stack_edits(masked_lm, first, modified, lazy.editor.ModificationConfig(**settings), source)
+        return lazy.stack.stack_edits(masked_lm, first, modified, _configure(settings), source)
     except ValueError as error:
         raise DataError(str(error), onto) from None
 
@@ -226,8 +250,8 @@ def _write_card(output: Path, edits: Path, results: dict, record: Mapping) -> No
         temporary.write_text(f"<!-- {_CARD} -->\n{page}", encoding="utf-8")
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit
-def _check_choices(blocks: Any, radius: Any, norm: str, guard: str | None, onto: Path | None) -> None:
-    "Refuse options of `edit` that do not go together."
+def _check_ball(blocks: Any, radius: Any, norm: str, guard: str | None, onto: Path | None) -> None:
+    "Refuse options of training inside a ball that do not go together."
     for name, value in (("blocks", blocks), ("radius", radius)):
         require(value is not None or onto is not None, f"Missing option '--{name}'.")
     auto = "auto" in (blocks, radius) if isinstance(blocks, str) or isinstance(radius, str) else False
@@ -236,6 +260,23 @@ def _check_choices(blocks: Any, radius: Any, norm: str, guard: str | None, onto:
     require(radius != "auto" or norm in ("linf", "l2"), "--radius auto goes with --norm linf or l2")
 
 
+def _list_given(context: typer.Context) -> list[str]:
+    "The options of training that were given, and not left at their defaults."
+    given = [name for name in _TRAINING if context.get_parameter_source(name).name == "COMMANDLINE"]
+    return [f"--{name.replace('_', '-')}" for name in given if name != "seed"]
+
+
+def _check_method(method: str, blocks: Any, radius: Any, norm: str, onto: Path | None, given: list[str]) -> None:
+    "Refuse options that a method without a ball has not."
+    require(onto is None, f"--onto goes with --method ftm: a stack keeps to the ball of its first edit, and {method} has none")
+    require(radius is None and norm == "linf", f"--radius and --norm go with --method ftm: {method} has no ball")
+    require(blocks is not None, "Missing option '--blocks'.")
+    require(blocks != "auto", f"--blocks auto goes with --method ftm, not {method}")
+    if method in _SOLVED:
+        require(isinstance(blocks, int), f"--method {method} edits one block: expected its index as --blocks, found {blocks!r}")
+        require(not given, f"{', '.join(given)} belongs to training, and --method {method} does not train the weights: it solves for them")
+
+# %% ../nbs/6_commands/09_editing.ipynb #judge
 def _judge(guard: Guard, before: MaskedLM, after: MaskedLM) -> dict:
     "What an edit did to the guard; exit code 3 if that is too much."
     scores = lazy.guard.measure_guard(guard, before, after)
@@ -252,17 +293,17 @@ def _finish(masked_lm: MaskedLM, edit: Edit, modified: ModifiedBenchmark, guard:
     edited = kept.apply_to_copy(masked_lm)
     judged = _judge(guard, masked_lm, edited) if guard else {}
     rounding = {"rounding": kept.record["rounding"]} if half else {}
-    config = {name: edit.record["config"].get(name) for name in ("blocks", "norm", "radius")}
+    config = {name: value for name, value in edit.record["config"].items() if name in ("blocks", "norm", "radius")}
     return kept, {**edit.record["outcome"], **config, **rounding, **judged, **_answer_edits({"before": masked_lm, "after": edited}, modified)}
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-run
 def _anchor(record: dict, settings: dict) -> dict:
     "Blocks, norm and radius of the first edit, in place of those that were not given."
-    first = lazy.stack.list_layers(record)[0]["config"]
     try:
-        known = {"blocks": first["blocks"], "radius": float(first["radius"])}
-    except (KeyError, ValueError):
-        raise UsageError("--onto needs an edit made by training inside a ball") from None
+        first = lazy.stack.read_config(lazy.stack.list_layers(record)[0]["config"])
+    except ValueError as error:
+        raise UsageError(f"Invalid value for '--onto': {error}") from None
+    known = {"blocks": first.blocks, "radius": first.radius}
     return {name: value for name, value in known.items() if settings[name] is None}
 
 
@@ -284,22 +325,25 @@ def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, bench
 # %% ../nbs/6_commands/09_editing.ipynb #edit-command
 @app.command("edit")
 def edit(
-    model: Option.Model, edits: _Edits, output: _NewEdit,
-    blocks: _Blocks = None, radius: _Radius = None, norm: _NormName = "linf",
+    context: typer.Context, model: Option.Model, edits: _Edits, output: _NewEdit,
+    method: _MethodName = "ftm", blocks: _Blocks = None, radius: _Radius = None, norm: _NormName = "linf",
     steps: Option.Steps = 100, batch_size: Option.BatchSize = 128, learning_rate: Option.Rate = 1e-3,
     guard: _Guard = None, max_drop: _Drop = 1.0, onto: _Onto = None, half: _HalfFile = False, card: _Card = False, as_json: Option.Json = False,
     block_pattern: Option.BlockPattern = None, seed: Option.Seed = 0, device: Option.Device = "cpu",
 ) -> None:
     """Change what a model answers to given facts.
 
-    The chosen blocks are trained on the evidence, inside a ball around the old weights.
+    The chosen blocks are trained on the evidence, inside a ball around the old weights; or another method changes them.
     """
-    _check_choices(blocks, radius, norm, guard, onto)
+    if method == "ftm":
+        _check_ball(blocks, radius, norm, guard, onto)
+    else:
+        _check_method(method, blocks, radius, norm, onto, _list_given(context))
     check_output(output)
     _check_replaceable(output, card)
     _check_blocks(blocks, check_model(model, block_pattern).get("num_hidden_layers", math.inf))
     modified = lazy.edits.read_edits(edits)
-    settings = {"blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
+    settings = {"method": method, "blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
     settings |= _anchor(_read_onto(onto, modified, edits), settings) if onto else {}
     benchmark = _read_guard(guard) if guard else None
     masked_lm, began = load_model(model, device, block_pattern), time.perf_counter()

@@ -18,7 +18,7 @@ from typing import Any
 from .facts import MASK, Evidence, Fact
 from .files import DataError, get_field, read_jsonl
 from .modification import ModifiedBenchmark
-from .trex import make_evidence
+from .trex import get_object, make_evidence
 
 # %% ../nbs/2_data/03_edits.ipynb #read-sentences
 UNKNOWN = "unknown"  # stands for an old object that nobody gave
@@ -56,6 +56,7 @@ def read_edit(
     subject, relation, new_object = (_get_text(record, key, path, line) for key in ("subject", "relation", "new_object"))
     unknown = "object" in record and record["object"] is None
     old_object = UNKNOWN if unknown else _get_text(record, "object", path, line)
+    get_object(record, "new_object", path, line)
     if old_object == new_object:
         raise DataError(f"expected another object than the old one, found {new_object!r}", path, line, "new_object")
     name = get_field(record, "id", str, path, line) if "id" in record else _name_fact(subject, relation)
@@ -123,16 +124,36 @@ def find_lines(edits: ModifiedBenchmark, path: str | Path) -> dict[str, int]:  #
     numbers = (line for line, _ in read_jsonl(path)) if Path(path).is_file() else count(1)
     return {old.id: line for old, line in zip(edits.modified_facts, numbers)}
 
+# %% ../nbs/2_data/03_edits.ipynb #special-tokens
+def _find_special(tokenizer: Any, read: Any) -> str | None:
+    "A special token, such as [SEP], that stands in an encoded sentence or in its object."
+    special, edges = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, (0, len(read.input_ids) - 1)
+    text = [piece for place, piece in enumerate(read.input_ids) if place not in (*edges, *read.slots)]
+    found = next((piece for piece in (*text, *read.labels) if piece in special), None)
+    return None if found is None else tokenizer.convert_ids_to_tokens(found)
+
+
+def _is_cut_off(masked_lm: Any, sentence: Evidence, read: Any) -> bool:
+    "Whether the subject of a sentence that fills the model's window is outside of it."
+    if len(read.input_ids) < masked_lm.max_length or sentence.fact.subject not in sentence.text:
+        return False
+    spelled = [masked_lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (sentence.fact.subject, f" {sentence.fact.subject}")]
+    return not any(read.input_ids[place : place + len(ids)] == ids for ids in spelled for place in range(len(read.input_ids)))
+
 # %% ../nbs/2_data/03_edits.ipynb #check-phrasings
 def check_phrasings(
     masked_lm: Any,  # a `MaskedLM`; importing its class here would load torch to read a file
     edits: ModifiedBenchmark,
     path: str | Path,  # of the file that they are from
 ) -> None:
-    "Refuse tests that to this model are evidence, and sentences that to it are one but have two answers."
+    "Refuse tests that to this model are evidence, sentences that to it are one but have two answers, and special tokens."
     lines, seen = find_lines(edits, path), {}
     for side, sentences in {"evidence": edits.modified_train, "test": edits.modified_test}.items():
         for sentence, read in zip(sentences, masked_lm.encode(sentences)):
+            if special := _find_special(masked_lm.tokenizer, read):
+                raise DataError(f"expected text, found {special!r}, a special token of this model, in {sentence.text!r} or its object", path, lines[sentence.fact.id], side)
+            if _is_cut_off(masked_lm, sentence, read):
+                warnings.warn(f"{path}:{lines[sentence.fact.id]}: field {side!r}: the subject {sentence.fact.subject!r} is cut off, the model reads {masked_lm.max_length} pieces around {MASK}", stacklevel=2)
             earlier, other = seen.setdefault(tuple(read.input_ids), (side, sentence))
             same = f"to this model {sentence.text!r} is {other.text!r} on line {lines[other.fact.id]}"
             if earlier != side:

@@ -25,6 +25,14 @@ __all__ = ['DataError', 'check_whole', 'check_choice', 'read_jsonl', 'get_field'
            'save_record', 'load_record', 'exclusively']
 
 # %% ../nbs/1_method/00_files.ipynb #data-error
+_LONGEST = 400  # characters of a message that people read
+
+
+def _shorten(text: str) -> str:
+    "Leave out the middle of a text that nobody would read to the end."
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 100]} ... {text[-100:]}"
+
+
 class DataError(ValueError):
     "Bad input, as one line: file, line, field, and what was expected."
 
@@ -35,6 +43,7 @@ class DataError(ValueError):
         line: int | None = None,  # counted from 1
         field: str | None = None,  # key within the line
     ):
+        expected, field = _shorten(expected), field and _shorten(field)
         place = str(path) if line is None else f"{path}:{line}"
         self.skippable = False  # whether the reader could have left it out
         self.kind = re.sub(r"\[\d+\]", "", ": ".join([*([f"field {field!r}"] if field else []), expected.partition(",")[0]]))

@@ -296,7 +296,7 @@ def _check_weights(model: nn.Module, missing: set[str], unexpected: set[str], so
     if missing:
         warnings.warn(f"{source}: no masked-LM head found; made a fresh one, tied to the word embeddings", stacklevel=3)
 
-# %% ../nbs/1_method/14_masked_lm.ipynb #check-tokenizer
+# %% ../nbs/1_method/14_masked_lm.ipynb #lost-capitals
 def _check_finite(model: nn.Module, source: str | Path) -> None:
     "Refuse weights that are not numbers."
     for name, weight in model.named_parameters():
@@ -311,11 +311,13 @@ def _count_lost_capitals(tokenizer) -> int:
         return 0
     return sum(piece != piece.lower() for piece in tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys())
 
-
+# %% ../nbs/1_method/14_masked_lm.ipynb #check-tokenizer
 def _check_tokenizer(model: nn.Module, tokenizer, source: str | Path) -> None:
     "Refuse a tokenizer that the model cannot read from; warn of one that lower-cases a cased vocabulary."
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise DataError("no tokenizer found there", source)
+    if "auto_map" in tokenizer.init_kwargs:  # which transformers did not run, unasked
+        raise DataError("expected a tokenizer that transformers has, this one brings code of its own", source, field="auto_map")
     for name in ("mask_token", "pad_token", "cls_token", "sep_token"):
         if getattr(tokenizer, f"{name}_id") is None:
             raise DataError(f"expected a tokenizer with a {name}, this one declares none", source)

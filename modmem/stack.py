@@ -151,12 +151,13 @@ def remove_edit(
 ) -> Edit:  # of the base
     "Take one edit out of a stack by making the others again."
     layers = list_layers(stack.record)
+    configs = [read_config(layer["config"]) for layer in layers]  # refuses what cannot be made again
     if not 1 <= number <= len(layers) or len(layers) == 1:
         raise ValueError(f"expected the number of one of several edits to remove, found {number} of {len(layers)}")
-    first, *rest = [layer for place, layer in enumerate(layers, start=1) if place != number]
-    edit = modify_constrained(base, _recall(first), read_config(first["config"]))
+    (first, config), *rest = [pair for place, pair in enumerate(zip(layers, configs), start=1) if place != number]
+    edit = modify_constrained(base, _recall(first), config)
     if "source" in first:
         edit = replace(edit, record={**edit.record, "source": first["source"]})
-    for layer in rest:
-        edit = stack_edits(base, edit, _recall(layer), read_config(layer["config"]), layer.get("source"))
+    for layer, config in rest:
+        edit = stack_edits(base, edit, _recall(layer), config, layer.get("source"))
     return edit

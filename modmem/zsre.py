@@ -13,6 +13,7 @@ from pathlib import Path
 from .facts import MASK, Benchmark, Evidence, Fact
 from .files import DataError, get_field, read_jsonl
 from .leniency import LeftOut
+from .trex import get_object
 
 # %% ../nbs/2_data/01_zsre.ipynb #split-questions
 def split_questions(
@@ -55,7 +56,7 @@ def read_record(
     if not questions:
         raise DataError("expected at least one question that is not bad", path, line, key)
     name = get_field(record, "id", str, path, line)
-    fact = Fact(name, parts[0], parts[1], get_field(answer, "output[0].answer", str, path, line))
+    fact = Fact(name, parts[0], parts[1], get_object(answer, "output[0].answer", path, line))
     return fact, questions
 
 # %% ../nbs/2_data/01_zsre.ipynb #load-zsre

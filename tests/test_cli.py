@@ -94,6 +94,17 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
        for radius in ("0", "nan", "-1", "-inf", "abc", "", "None")},
     **{("edit", "synthetic", "E", "--blocks", blocks, "--radius", "1", "--output", "O"): "'--blocks': "
        for blocks in ("-1", "first", "0,0", "0,", "1.0", "4", "0,4", "")},
+    ("edit", "synthetic", "E", "--method", "rome", *EDIT, "--output", "O"): "'rome' is not one of 'ftm', 'locft', 'lora', 'memit', 'alphaedit'",
+    **{("edit", "synthetic", "E", "--method", method, *EDIT, "--output", "O"): f"--radius and --norm go with --method ftm: {method} has no ball"
+       for method in ("locft", "lora", "memit", "alphaedit")},
+    ("edit", "synthetic", "E", "--method", "lora", "--blocks", "0", "--norm", "l2", "--output", "O"): "--radius and --norm go with --method ftm",
+    ("edit", "synthetic", "E", "--method", "lora", "--blocks", "0", "--radius", "auto", "--guard", "synthetic", "--output", "O"): "--radius and --norm go with --method ftm",
+    ("edit", "synthetic", "E", "--method", "lora", "--output", "O"): "Missing option '--blocks'",
+    ("edit", "synthetic", "E", "--method", "locft", "--blocks", "auto", "--guard", "synthetic", "--output", "O"): "--blocks auto goes with --method ftm, not locft",
+    ("edit", "synthetic", "E", "--method", "locft", "--blocks", "0", "--onto", "E", "--output", "O"): "--onto goes with --method ftm",
+    ("edit", "synthetic", "E", "--method", "memit", "--blocks", "0,3", "--output", "O"): "--method memit edits one block: expected its index as --blocks, found [0, 3]",
+    ("edit", "synthetic", "E", "--method", "alphaedit", "--blocks", "all", "--output", "O"): "--method alphaedit edits one block",
+    ("edit", "synthetic", "E", "--method", "memit", "--blocks", "0", "--steps", "5", "--output", "O"): "--steps belongs to training, and --method memit does not train",
     ("edit", "synthetic", "E", *EDIT, "--norm", "l1", "--output", "O"): "'l1' is not one of 'linf', 'l2'",
     ("edit", "synthetic", "E", *EDIT, "--steps", "0", "--output", "O"): "'--steps': Input should be greater than or equal to 1",
     ("edit", "synthetic", "E", *EDIT, "--seed", "-1", "--output", "O"): "'--seed': Input should be greater than or equal to 0",
@@ -318,16 +329,55 @@ def test_json_is_alone_on_standard_output(edits, small_world, tmp_path):
     assert "modmem: warning: " in done.stderr and "contains its own answer" in done.stderr
 
 
+# Methods other than the paper's
+
+@pytest.mark.parametrize("method, more", [("locft", FEW[4:]), ("lora", FEW[4:]), ("memit", []), ("alphaedit", [])])
+def test_an_edit_by_another_method_is_the_librarys_and_is_neither_stacked_nor_replayed(run, edits, method, more):
+    from modmem.constraints import modify_constrained
+    from modmem.editor import Edit, ModificationConfig
+    from modmem.edits import read_edits
+    from modmem.low_rank import LowRankConfig, modify_low_rank
+    from modmem.masked_lm import load_masked_lm
+    from modmem.memit import AlphaEditConfig, KeyConfig, MemitConfig, modify_by_keys
+
+    training, keys = {"steps": 15, "learning_rate": 3e-3, "batch_size": 128, "seed": 0}, KeyConfig(statistics="modified")
+    modify, config = {
+        "locft": (modify_constrained, ModificationConfig(3, radius=float("inf"), part="ffn_out", **training)), "lora": (modify_low_rank, LowRankConfig(3, **training)),
+        "memit": (modify_by_keys, MemitConfig(3, keys=keys)), "alphaedit": (modify_by_keys, AlphaEditConfig(3, keys=keys)),
+    }[method]
+    code, output, errors = run("edit", "synthetic", edits, "--method", method, "--blocks", "3", *more, "--card", "--json", "--output", "e.safetensors")
+    assert code == 0, errors
+    assert json.loads(output)["blocks"] == 3 and json.loads(output)["evidence_accuracy"]["after"] > 0
+    made = modify(load_masked_lm("synthetic"), read_edits(edits), config)
+    assert Edit.load("e.safetensors").record["edited_hash"] == made.record["edited_hash"]
+    assert run("apply", "synthetic", "e.safetensors", "--output", "edited")[0] == 0 and run("show", "e.safetensors")[0] == 0
+    assert "only edits by training inside a ball" in one_line(*run("edit", "synthetic", edits, "--onto", "e.safetensors", "--output", "o"))
+    assert "only edits by training inside a ball" in one_line(*run("remove", "synthetic", "e.safetensors", "1", "--output", "o"))
+
+
+def test_sentences_without_other_words_have_no_second_moment(run, edits, small_world):
+    write_edits(edits, edit_line(small_world, evidence=["[MASK]"], test=[]))
+    code, output, errors = run("edit", "synthetic", edits, "--method", "memit", "--blocks", "3", "--output", "o")
+    assert (code, output) == (2, "") and errors.splitlines()[-1].startswith("modmem: --method memit cannot make these edits: ")  # after a warning
+
+
+def test_names_of_methods_need_no_torch_but_are_made_by_the_library():
+    from modmem.editors import EDITORS
+
+    settings = {"blocks": 0, "norm": "linf", "radius": 1.0, "learning_rate": 1e-3, "steps": 1, "batch_size": 1, "seed": 0}
+    assert all(type(editing._configure(settings | {"method": method})) in EDITORS for method in get_args(editing._Method))
+
+
 # Interruptions and failures
 
 @pytest.mark.parametrize("failure, code", [(KeyboardInterrupt, 130), (RuntimeError, None)])
 def test_an_interrupted_edit_leaves_nothing_behind(run, edits, monkeypatch, failure, code):
-    import modmem.constraints
+    import modmem.editors
 
     def fail(*arguments):
         raise failure
 
-    monkeypatch.setattr(modmem.constraints, "modify_constrained", fail)
+    monkeypatch.setattr(modmem.editors, "edit_facts", fail)
     command = ["edit", "synthetic", edits, *EDIT, "--output", "new/edit.safetensors"]
     if code is None:
         with pytest.raises(failure):  # the interpreter prints a traceback and exits with 1

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modmem.edits import UNKNOWN, read_edits
+from modmem.edits import UNKNOWN, check_phrasings, read_edits
 from modmem.facts import MASK
 from modmem.files import DataError
 
@@ -61,7 +61,7 @@ def test_an_old_object_may_be_unknown_and_tests_may_be_absent(tmp_path):
 
 
 def test_an_id_is_kept_and_tells_namesakes_apart(tmp_path):
-    lines = [make_line(id="P19/Q1/Q2"), make_line(id="P19/Q3/Q2", new_object="Rome", evidence=["Ada Ash II is from [MASK]."], test=[])]
+    lines = [make_line(id="P19/Q1/Q2"), make_line(id="P19/Q3/Q2", evidence=["Ada Ash II is from [MASK]."], test=[])]
     assert [fact.id for fact in read_edits(write(tmp_path, *lines)).modified_facts] == ["P19/Q1/Q2", "P19/Q3/Q2"]
 
 
@@ -192,3 +192,14 @@ def test_any_value_in_any_field_reads_or_says_why(tmp_path_factory, key, value):
             assert all(evidence.text.count(MASK) == 1 for evidence in read_edits(path).modified_train)
     except DataError as error:
         assert str(error).startswith(f"{path}:1: ") and "\n" not in str(error)
+
+
+def test_a_subject_that_the_window_cuts_off_is_warned_about(tmp_path):
+    from tiny_models import tiny_bert
+
+    masked_lm, far = tiny_bert(), "Ada Ash . " + "she was . " * 400 + "born in [MASK] ."
+    path = write(tmp_path, make_line(evidence=[far, far.replace(" born", " Ada Ash born")]))
+    edits = read_edits(path)
+    with pytest.warns(UserWarning, match="edits.jsonl:1: field 'evidence': the subject 'Ada Ash' is cut off") as told:
+        check_phrasings(masked_lm, edits, path)
+    assert len(told) == 1

@@ -285,3 +285,81 @@ def test_edits_are_read_from_a_pipe(place):
     good, refused = (subprocess.run(command, input=json.dumps(line) + "\n", capture_output=True, text=True) for line in (LINE, bad))
     assert good.returncode == 0 and json.loads(good.stdout)["facts"] == 1
     assert refused.returncode == 2 and refused.stderr.startswith("modmem: /dev/stdin:1: field 'test': expected a phrasing that is not trained on")
+
+
+# Hostile files
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("was_here",)
+
+
+def put_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(Payload(), folder / "pytorch_model.bin")
+
+
+def put_pickle_under_a_good_name(folder):
+    torch.save(Payload(), folder / "model.safetensors")
+
+
+def lie_about_sizes(folder):
+    "A header that promises a tensor far beyond the end of the file."
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    name = next(key for key in header if key != "__metadata__")
+    begin = header[name]["data_offsets"][0]
+    header[name] |= {"shape": [2**40], "data_offsets": [begin, begin + 2**42]}
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + raw[8 + length :])
+
+
+def lie_about_the_header(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+def put_code(folder):
+    "Code beside the model, and a tokenizer and a configuration that ask for it."
+    (folder / "hostile.py").write_text("import os\nos.mkdir('was_here')\nclass Tokenizer: pass\n")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": ["hostile.Tokenizer", "hostile.Tokenizer"]}}))
+
+
+HOSTILE = {"a pickle": put_pickle, "a pickle under a good name": put_pickle_under_a_good_name, "a header that lies about a tensor": lie_about_sizes, "a header that lies about itself": lie_about_the_header, "a tokenizer with code": put_code}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("command", ["evaluate", "edit"])
+def test_a_hostile_model_is_refused_and_none_of_its_code_runs(place, capsys, kind, command):
+    build("model")
+    HOSTILE[kind](place / "model")
+    write(LINE)
+    refused(capsys, command, "model", "edits.jsonl", *(["--blocks", "0", "--radius", "0.1", "--output", "output"] if command == "edit" else []))
+    assert sorted(path.name for path in place.iterdir()) == ["edits.jsonl", "model"]
+
+
+@pytest.mark.parametrize("spoil", [put_pickle_under_a_good_name, lie_about_the_header])
+def test_a_hostile_edit_is_refused(place, capsys, spoil):
+    build("model")
+    write(LINE)
+    assert run(capsys, "edit", "model", "edits.jsonl", "--blocks", "0", "--radius", "0.1", "--steps", "1", "--output", "kept/model.safetensors")[0] == 0
+    spoil(place / "kept")
+    for arguments in (["show", "kept/model.safetensors"], ["apply", "model", "kept/model.safetensors", "--output", "applied"]):
+        assert "kept/model.safetensors: expected a safetensors file" in refused(capsys, *arguments)
+    assert not (place / "was_here").exists() and not (place / "applied").exists()
+
+
+def test_a_model_that_was_removed_and_a_place_where_nothing_can_be_written(place, capsys):
+    build("model")
+    write(LINE)
+    command = ["edit", "model", "edits.jsonl", "--blocks", "0", "--radius", "0.1", "--steps", "1"]
+    if os.path.isdir("/proc/self"):  # a folder that not even root can write to
+        assert "/proc/self/edit.safetensors: cannot be written" in refused(capsys, *command, "--output", "/proc/self/edit.safetensors")
+    assert run(capsys, *command, "--output", "edit.safetensors")[0] == 0
+    before = (place / "edit.safetensors").read_bytes()
+    (place / "model" / "model.safetensors").unlink()
+    assert "expected weights in *.safetensors" in refused(capsys, *command, "--output", "edit.safetensors")
+    assert (place / "edit.safetensors").read_bytes() == before

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, snapshot, tiny_bert
 
 from modmem.blocks import select_parameters
-from modmem.finetuning import BatchOrder, FinetuningConfig, finetune, learning_rate_at, slot_loss, train_steps
+from modmem.finetuning import _REMEMBERED, BatchOrder, FinetuningConfig, finetune, learning_rate_at, part_losses, slot_loss, train_steps
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.modification import sample_modifications
 
@@ -54,6 +54,29 @@ def test_loss_is_the_sum_over_the_pieces_of_an_answer_and_the_mean_over_sentence
         by_hand.append(-sum(logits[slot].log_softmax(-1)[label].item() for slot, label in zip(one.slots, one.labels)))
     loss = slot_loss(masked_lm, masked_lm.batch(encoded)).item()
     assert loss == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("size", [1, 5, 8])
+def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(family, size):
+    masked_lm = TINY[family]()
+    encoded = masked_lm.encode(WORLD.train[:16])
+    weights = [weight for block in masked_lm.blocks for weight in block.parameters()]
+    longest = max(len(one.input_ids) for one in encoded)
+    budget = 4 * _REMEMBERED * masked_lm.model.config.hidden_size * len(masked_lm.blocks) * longest * (size + 0.5)
+
+    def backward(budget):
+        masked_lm.model.zero_grad()
+        losses = list(part_losses(masked_lm, encoded, budget))
+        for loss in losses:
+            loss.backward()
+        return len(losses), sum(losses).item(), [weight.grad.clone() for weight in weights if weight.grad is not None]
+
+    (one, whole, expected), (parts, loss, found) = backward(2**60), backward(budget)
+    assert one == 1 and parts == math.ceil(len(encoded) / size) and loss == pytest.approx(whole, rel=1e-6) and expected
+    largest = max(gradient.abs().max() for gradient in expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * largest.item())
 
 
 # batches

@@ -102,6 +102,21 @@ def test_truncation_keeps_every_slot_and_a_contiguous_part_of_the_sentence(bert,
     assert cut.input_ids[1:-1] == whole.input_ids[1 + shift : 1 + shift + len(cut.input_ids) - 2]
 
 
+@pytest.mark.parametrize("filler", ["ada was born . ", "ada  -- \u200b ", "Ada,'s x"])
+def test_a_document_is_cut_before_it_is_tokenized_to_the_same_window(masked_lm, monkeypatch, filler):
+    from modmem import batches
+
+    texts = [filler * left + "ada was born in [MASK] . " + filler * right for left, right in ((3, 3), (900, 900), (0, 900), (900, 0), (900, 40), (40, 900))]
+    evidence, seen, original = [ask(text, "calton") for text in texts], [], batches._pieces_around
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "_come_near", lambda parts, words: parts)
+        expected = encode_evidence(masked_lm.tokenizer, evidence, masked_lm.max_length)
+    monkeypatch.setattr(batches, "_pieces_around", lambda tokenizer, sentences: seen.extend(sentences) or original(tokenizer, sentences))
+    assert encode_evidence(masked_lm.tokenizer, evidence, masked_lm.max_length) == expected
+    if filler.endswith(" "):
+        assert max(len("".join(parts)) for parts in seen) < 3 * masked_lm.max_length * len(filler)
+
+
 def test_object_too_long_for_the_model_is_refused_by_name(masked_lm):
     answer = " ".join(["barton"] * 63)
     with pytest.raises(ValueError, match=answer[:20]):

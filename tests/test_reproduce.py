@@ -1,6 +1,8 @@
 """`modmem reproduce` on notebooks of the least size: what is computed, what is written, and what survives a kill."""
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -122,6 +124,31 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whol
     assert files["tradeoff.csv"] == expected["tradeoff.csv"]
     every = results(whole / "figures" / "synthetic")
     pd.testing.assert_frame_equal(results(), every[every["key"].isin(results()["key"])].reset_index(drop=True))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_no_row_is_lost(whole, notebooks, run, tmp_path, without_kernel, kills=30):
+    expected, draw, killed, lost, before = contents(whole / "figures" / "synthetic"), random.Random(0), 0, 0, {}
+    for _ in range(kills):
+        command = start_command(notebooks, tmp_path, "tradeoff")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            command.wait(draw.uniform(1, 25))
+        killed += command.poll() is None
+        os.killpg(command.pid, signal.SIGKILL) if command.poll() is None else None
+        command.communicate()
+        rows = {path.name: path.read_bytes() for path in Path("_runs/paper").glob("[!.]*.json")}
+        assert all(json.loads(row)["status"] == "done" for row in rows.values())
+        lost += sum(rows.get(name) != row for name, row in before.items())
+        table, before = Path("figures/synthetic/tradeoff.csv"), rows
+        if table.exists():  # finished: once more, from the beginning
+            lost += table.read_bytes() != expected["tradeoff.csv"]
+            before = {}
+            shutil.rmtree("figures")
+            for path in Path("_runs/paper").glob("*.json"):
+                path.unlink()
+    code, _, errors = run("tradeoff")
+    assert code == 0 and contents()["tradeoff.csv"] == expected["tradeoff.csv"] and killed and lost == 0, errors
+    print(f"reproduce: {killed} of {kills} killed, {lost} files lost")
 
 
 def test_shards_compute_all_rows_and_then_the_command_computes_none(whole, run, monkeypatch):
