@@ -94,7 +94,7 @@ def list_layers(record: Mapping) -> list[dict]:  # each with config, evidence an
 
 def read_config(config: Mapping) -> ModificationConfig:
     "Make the settings of an edit from its record."
-    if config.keys() != {"blocks", "norm", "radius", "finetuning"}:
+    if config.keys() - {"part"} != {"blocks", "norm", "radius", "finetuning"} or config.get("part", "all") != "all":
         raise ValueError(f"only edits by training inside a ball can be stacked and replayed, this one has settings {', '.join(sorted(config))}")
     return ModificationConfig(**{**config, "radius": float(config["radius"])})
 
