@@ -76,7 +76,7 @@ class MemitConfig:
     "Settings of MEMIT."
     blocks: int  # index of one
     old_weight: float = 100.0  # lambda: for how many average keys the old memory counts
-    keys: KeyConfig = field(default=KeyConfig(), metadata={"prefix": "key_"})  # a row has a key of its own
+    keys: KeyConfig = KeyConfig()
     values: ValueConfig = field(default=ValueConfig(), metadata={"prefix": "value_"})
 
     def __post_init__(self):
@@ -90,7 +90,7 @@ class AlphaEditConfig:
     blocks: int  # index of one
     keep: float = 0.75  # share of the directions that may change
     inner_ridge: float = 0.03  # of the mean diagonal of K K^T
-    keys: KeyConfig = field(default=KeyConfig(), metadata={"prefix": "key_"})  # a row has a key of its own
+    keys: KeyConfig = KeyConfig()
     values: ValueConfig = field(default=ValueConfig(), metadata={"prefix": "value_"})
 
     def __post_init__(self):
