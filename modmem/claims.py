@@ -111,7 +111,7 @@ def assign_parts(
     rows = _drop_tuning(rows[wanted]).astype(dict.fromkeys(_MEASURED, float)).copy()
     rows["benchmark"] = rows["benchmark"].map({parts.cloze: "T-REx", parts.questions: "zsRE"})
     rows["model"] = rows["model"].map({**dict.fromkeys((parts.base, *parts.replicas), "base"), parts.large: "large"})
-    few, fixed = rows["num_modified"] == parts.num_modified, rows["epochs"].isna() & rows["radius"].notna()
+    few, fixed = rows["num_modified"] == parts.num_modified, rows["epochs"].isna() & rows["radius"].notna() & (rows["method"] == "edit")
     drop = rows["unmodified_accuracy_before"] - rows["unmodified_accuracy"]
     rows = rows.assign(few=few, fixed=fixed, drop=drop, forgotten=100 * drop / rows["unmodified_accuracy_before"])
     rows = rows.assign(modified=rows["modified_accuracy"], unmodified=rows["unmodified_accuracy_reported"])
