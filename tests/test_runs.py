@@ -127,6 +127,7 @@ COMMITTED = [Path(__file__).parents[1] / "figures" / scale / "rows.csv" for scal
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
 def test_the_key_of_a_committed_row_is_that_of_its_settings(path):
     rows = load_results(rows=path)
+    rows = rows[~rows["method"].isin(["MEMIT", "AlphaEdit"]) & (rows["part"].fillna("").eq("") if "part" in rows else True)]  # those that `make_run` makes
     rebuilt = [make_run(**read_columns(row)).key for row in rows.reindex(columns=list(list_columns())).to_dict("records")]
     assert rebuilt == rows["key"].tolist()
 
