@@ -49,7 +49,7 @@ def part_page(part: str, pages: list[str], about: str, paths: dict[str, Path], t
     table = "\n".join(["| notebook | | to read |", "|---|---|---|", *lines])
     name = re.sub(r"^\d_", "", part)
     heading = f"Part {part[0]}: {name}" if part[0].isdigit() else name.capitalize()
-    about = rewrite(about, f"{part}/index", NBS, book)
+    about = about.replace("](", "](../")  # the index stands one folder above
     return f"# {heading}\n\n{about[:1].upper()}{about[1:]}.\n\n{table}\n\n{toctree([Path(page).name for page in pages])}\n"
 
 
