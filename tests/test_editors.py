@@ -202,7 +202,7 @@ def test_attributions_add_up_to_what_the_keys_bring():
             shares.append(model(batch).softmax(-1)[torch.arange(len(batch.labels)), batch.labels])
     order = [slot for one in masked_lm.encode(evidence) for slot in one.labels]
     brought = dict(zip(batch.labels.tolist(), (shares[0] - shares[1]).tolist()))
-    assert found.sum(1).tolist() == pytest.approx([brought[label] for label in order], abs=0.02)
+    assert found.sum(1).tolist() == pytest.approx([brought[label] for label in order], abs=0.04)
 
 
 def test_a_neuron_that_many_facts_share_is_none_of_theirs():
