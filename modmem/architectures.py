@@ -262,7 +262,7 @@ def _check_cut(model: nn.Module, found: Architecture, pattern: str) -> None:
     device, training = next(model.parameters()).device, model.training
     ids = torch.arange(12, device=device).view(2, 6)
     mask = torch.arange(6, device=device) < torch.tensor([[6], [4]], device=device)
-    states, step = found.embed(model.eval(), ids, mask[:, None, None]), None
+    states = found.embed(model.eval(), ids, mask[:, None, None])
     step = found.run(model, states, mask[:, None, None])
     for block in found.blocks(model):
         states = step(block, states)

@@ -16,8 +16,8 @@ import torch
 from .facts import MASK, Benchmark, Evidence
 
 # %% auto #0
-__all__ = ['EncodedEvidence', 'encode_evidence', 'MaskedBatch', 'make_batch', 'bucket_by_length', 'keep_answerable', 'find_seen',
-           'keep_unseen']
+__all__ = ['EncodedEvidence', 'encode_evidence', 'find_mention', 'MaskedBatch', 'make_batch', 'bucket_by_length',
+           'keep_answerable', 'find_seen', 'keep_unseen']
 
 # %% ../nbs/1_method/13_batches.ipynb #encoded-evidence
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,19 @@ def encode_evidence(
         start = first - window.start + 1
         encoded.append(EncodedEvidence(ids, list(range(start, start + len(labels))), labels))
     return encoded
+
+# %% ../nbs/1_method/13_batches.ipynb #find-mention
+def find_mention(
+    tokenizer, text: str,
+    ids: Sequence[int],  # of a sentence
+) -> range | None:  # its positions; None: it is not there
+    "Find the first mention of a text in a sentence; some tokenizers tell a word within a sentence from its start."
+    for spelled in (text, f" {text}"):
+        pieces = tokenizer(spelled, add_special_tokens=False)["input_ids"]
+        for start in range(len(ids) - len(pieces) + 1):
+            if list(ids[start : start + len(pieces)]) == pieces:
+                return range(start, start + len(pieces))
+    return None
 
 # %% ../nbs/1_method/13_batches.ipynb #masked-batch
 @dataclass(frozen=True)

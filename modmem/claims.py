@@ -348,12 +348,12 @@ def _linf_ahead_of_fisher(rows: pd.DataFrame) -> pd.Series:
     return linf - fisher
 
 # %% ../nbs/5_experiments/08_claims.ipynb #editors
-_LATER = {"norm": None, "unmodified_per_modified": None, "part": None}  # settings that other editors lack
+_LACKED = {"norm": None, "unmodified_per_modified": None, "part": None}  # settings that other editors lack
 
 
 def _at_strength(rows: pd.DataFrame, value: str = "mean", position: str = "last", dial: str = "radius", num_modified: int | None = None, **settings) -> pd.Series:
     "A value of an editor on one block, at its strength."
-    settings = (settings if settings.get("method", "edit") == "edit" else _LATER | settings) | ({"few": None, "num_modified": num_modified} if num_modified else {})
+    settings = (settings if settings.get("method", "edit") == "edit" else _LACKED | settings) | ({"few": None, "num_modified": num_modified} if num_modified else {})
     picked = _pick(rows, position=position, **settings)
     on = "heldout" if {"reported", "heldout"} <= set(picked["facts"]) else "reported"
     return _wide(select_radius(picked, ["position"], on, strength=dial), value).mean(axis=1)

@@ -69,9 +69,9 @@ _Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Pr
 _Half = Annotated[bool, typer.Option("--half", help="Save the weights in half precision.")]
 
 # %% ../nbs/6_commands/10_cli.ipynb #pretrain-parts
-def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path) -> dict:
+def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path, half: bool) -> dict:
     recipe = replace(lazy.starts.RECIPES[name], pretraining=replace(lazy.starts.RECIPES[name].pretraining, **settings))
-    return lazy.synthetic.save_world_model(lazy.synthetic.build_world_model(recipe, checkpoint), recipe, output)
+    return lazy.synthetic.save_world_model(lazy.synthetic.build_world_model(recipe, checkpoint), recipe, output, half)
 
 
 def _pretrain_corpus(
@@ -110,7 +110,7 @@ def _pretrain(
     """
     good = synthetic != (corpus is not None) and (corpus is None) == (init is None)
     require(good, "expected either --synthetic, or --corpus FILE with --init MODEL")
-    require(not synthetic or device == "cpu" and not (workers or half or trex), "--device, --workers, --half and --trex go with --corpus")
+    require(not synthetic or device == "cpu" and not (workers or trex), "--device, --workers and --trex go with --corpus")
     require(synthetic or recipe is None, "--recipe goes with --synthetic")
     check_output(output)
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length, "seed": seed}
@@ -118,7 +118,7 @@ def _pretrain(
     settings = {name: value for name, value in settings.items() if value is not None}
     checkpoint = output.absolute().with_name(f"{output.absolute().name}.unfinished.safetensors")
     if synthetic:
-        results = _pretrain_world(recipe or "base", settings, checkpoint, output)
+        results = _pretrain_world(recipe or "base", settings, checkpoint, output, half)
     else:
         check_model(init)
         questions = read_trex(trex, None).test if trex else ()

@@ -254,7 +254,7 @@ def _check_ball(blocks: Any, radius: Any, norm: str, guard: str | None, onto: Pa
     "Refuse options of training inside a ball that do not go together."
     for name, value in (("blocks", blocks), ("radius", radius)):
         require(value is not None or onto is not None, f"Missing option '--{name}'.")
-    auto = "auto" in (blocks, radius) if isinstance(blocks, str) or isinstance(radius, str) else False
+    auto = "auto" in (blocks, radius)
     require(not auto or guard is not None, "--blocks auto and --radius auto need --guard, which chooses")
     require(not auto or onto is None, "--onto keeps to the blocks and the radius of the first edit: neither can be auto")
     require(radius != "auto" or norm in ("linf", "l2"), "--radius auto goes with --norm linf or l2")
@@ -309,7 +309,7 @@ def _anchor(record: dict, settings: dict) -> dict:
 
 def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, benchmark: Benchmark | None, max_drop: float, onto: Path | None, half: bool, source: dict) -> tuple[Any, dict]:
     "Search, train, judge: the edit to be saved, and what came of it."
-    search, tries = "auto" in (str(settings["blocks"]), str(settings["radius"])), []
+    search, tries = "auto" in (settings["blocks"], settings["radius"]), []
     guard = None if benchmark is None else _make_guard(masked_lm, benchmark, modified, max_drop, search)
     if search:
         settings, tries = _search(masked_lm, modified, guard, settings, _train)

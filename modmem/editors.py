@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .batches import bucket_by_length
 from .blocks import named_weights
 from .constraints import PenalizedConfig, modify_constrained, modify_penalized
 from .editor import Edit, ModificationConfig, make_edit
@@ -19,7 +18,7 @@ from .facts import Evidence
 from .files import check_whole
 from .knowledge_neurons import NeuronConfig, modify_neurons
 from .low_rank import LowRankConfig, modify_low_rank
-from .masked_lm import MaskedLM, copy_with_own, in_mode
+from .masked_lm import MaskedLM, copy_with_own, score_slots
 from .memit import AlphaEditConfig, MemitConfig, modify_by_keys
 from .modification import ModifiedBenchmark
 from .projection import LinfBall, describe_change
@@ -83,17 +82,12 @@ def edit_in_sequence(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark,
     return replace(edit, record={**edit.record, "method": f"{EDITORS[type(config.edit)][0]} in sequence"})
 
 # %% ../nbs/3_editors/07_editors.ipynb #rank-pieces
-@torch.no_grad()
 def _rank_pieces(masked_lm: MaskedLM, evidence: Sequence[Evidence], pieces: Sequence[int]) -> list[int]:
     "The rank of a piece at the first slot of each sentence, from 1."
-    encoded, ranks = masked_lm.encode(evidence), [0] * len(evidence)
-    with in_mode(masked_lm.model, training=False):
-        for positions in bucket_by_length([len(one.input_ids) for one in encoded], 128):
-            batch = masked_lm.batch([encoded[number] for number in positions])
-            scores = masked_lm(batch)[batch.numbers == 0]
-            asked = scores.gather(1, torch.tensor([[pieces[number]] for number in positions], device=scores.device))
-            for number, rank in zip(positions, (1 + (scores > asked).sum(1)).tolist()):
-                ranks[number] = rank
+    ranks = [0] * len(evidence)
+    for positions, scores, sizes in score_slots(masked_lm, masked_lm.encode(evidence)):
+        for position, some in zip(positions, scores.split(sizes)):
+            ranks[position] = 1 + int((some[0] > some[0, pieces[position]]).sum())
     return ranks
 
 

@@ -137,8 +137,9 @@ def _is_cut_off(masked_lm: Any, sentence: Evidence, read: Any) -> bool:
     "Whether the subject of a sentence that fills the model's window is outside of it."
     if len(read.input_ids) < masked_lm.max_length or sentence.fact.subject not in sentence.text:
         return False
-    spelled = [masked_lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (sentence.fact.subject, f" {sentence.fact.subject}")]
-    return not any(read.input_ids[place : place + len(ids)] == ids for ids in spelled for place in range(len(read.input_ids)))
+    from modmem.batches import find_mention  # with torch, which validation does without
+
+    return find_mention(masked_lm.tokenizer, sentence.fact.subject, read.input_ids) is None
 
 # %% ../nbs/2_data/03_edits.ipynb #check-phrasings
 def check_phrasings(

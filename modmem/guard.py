@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def make_guard(
 def hold_out(edits: ModifiedBenchmark) -> tuple[ModifiedBenchmark, tuple[Evidence, ...], list[Fact]]:  # to train on; to ask; facts with a single evidence
     "Keep the last evidence of each fact out of the training; test evidence is not even passed on."
     last = {sentence.fact: sentence for sentence in edits.modified_train}
-    counts = {fact: sum(sentence.fact == fact for sentence in edits.modified_train) for fact in last}
+    counts = Counter(sentence.fact for sentence in edits.modified_train)
     single = [fact for fact, count in counts.items() if count == 1]
     train = tuple(sentence for sentence in edits.modified_train if sentence is not last[sentence.fact] or counts[sentence.fact] == 1)
     return replace(edits, modified_train=train, modified_test=()), tuple(last.values()), single

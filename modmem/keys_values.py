@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -14,7 +15,7 @@ from random import Random
 import torch
 from torch import nn
 
-from .batches import EncodedEvidence, MaskedBatch, bucket_by_length
+from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, find_mention
 from .blocks import select_parameters
 from .facts import MASK, Evidence
 from .files import check_choice, check_whole
@@ -39,17 +40,6 @@ def find_layer(
     return name
 
 
-def _find_subject(tokenizer, sentence: Evidence, ids: list[int]) -> list[int]:
-    "The last token of the subject's first mention, in a list; empty if it is not found."
-    subject = sentence.subject_surface or sentence.fact.subject
-    for text in (subject, f" {subject}"):  # some tokenizers tell a word within a sentence from its start
-        pieces = tokenizer(text, add_special_tokens=False)["input_ids"]
-        for start in range(len(ids) - len(pieces) + 1):
-            if ids[start : start + len(pieces)] == pieces:
-                return [start + len(pieces) - 1]
-    return []
-
-
 def find_places(
     masked_lm: MaskedLM, evidence: Sequence[Evidence],
     key: str = "mask",  # or "subject"
@@ -58,7 +48,9 @@ def find_places(
     encoded = masked_lm.encode(evidence)
     if key == "mask":
         return [sentence.slots for sentence in encoded]
-    return [_find_subject(masked_lm.tokenizer, sentence, one.input_ids) for sentence, one in zip(evidence, encoded)]
+    subjects = [sentence.subject_surface or sentence.fact.subject for sentence in evidence]
+    mentions = [find_mention(masked_lm.tokenizer, subject, one.input_ids) for subject, one in zip(subjects, encoded)]
+    return [[mention[-1]] if mention else [] for mention in mentions]
 
 # %% ../nbs/3_editors/03_keys_values.ipynb #layer
 def rows_of_keys(
@@ -173,6 +165,7 @@ class _Parts:
 
     def __init__(self, masked_lm: MaskedLM, evidence: Sequence[Evidence], key: str, owners: dict[tuple[str, int], int] | None = None):
         self.masked_lm, self.facts = masked_lm, [sentence.fact.id for sentence in evidence]
+        self.counts = Counter(self.facts)
         self.encoded, places = masked_lm.encode(evidence), find_places(masked_lm, evidence, key)
         named = [[(fact, number) for number in range(len(found))] for fact, found in zip(self.facts, places)]
         self.owners = owners or {name: number for number, name in enumerate(dict.fromkeys(name for names in named for name in names))}
@@ -202,9 +195,9 @@ def _score(parts: _Parts, block: int, vectors: torch.Tensor, wanted: set[str]) -
 
 def _add_gradients(parts: _Parts, block: int, vectors: torch.Tensor, wanted: set[str]) -> dict[str, float]:
     "The loss of each fact, a mean over its evidence; its gradient is added to that of the vectors."
-    losses, counts = dict.fromkeys(wanted, 0.0), {fact: parts.facts.count(fact) for fact in wanted}
+    losses = dict.fromkeys(wanted, 0.0)
     for facts, batch, scores in _score(parts, block, vectors, wanted):
-        shares = torch.tensor([1 / counts[fact] for fact in facts], device=scores.device)
+        shares = torch.tensor([1 / parts.counts[fact] for fact in facts], device=scores.device)
         each = nn.functional.cross_entropy(scores, batch.labels, reduction="none") * shares[batch.rows]
         each.sum().backward()
         for row, loss in zip(batch.rows.tolist(), each.tolist()):

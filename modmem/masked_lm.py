@@ -27,8 +27,8 @@ from .files import DataError, write_folder_atomically
 from .packed import PackedRows
 
 # %% auto #0
-__all__ = ['SYNTHETIC', 'MaskedLM', 'in_mode', 'predict_pieces', 'load_masked_lm', 'save_masked_lm', 'hash_weights',
-           'copy_with_own']
+__all__ = ['SYNTHETIC', 'MaskedLM', 'in_mode', 'score_slots', 'predict_pieces', 'load_masked_lm', 'save_masked_lm',
+           'hash_weights', 'copy_with_own']
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #synthetic
 SYNTHETIC = Path(__file__).parent / "data" / "synthetic" if "__file__" in globals() else Path("../../modmem/data/synthetic")
@@ -223,6 +223,19 @@ def _rank(scores: torch.Tensor, sizes: list[int], top_k: int) -> list[list[tuple
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #predict-pieces
 @torch.no_grad()
+def score_slots(
+    masked_lm: MaskedLM,
+    encoded: Sequence[EncodedEvidence],
+    batch_size: int = 128,
+) -> Iterator[tuple[list[int], torch.Tensor, list[int]]]:  # a batch at a time: positions of its sentences, (K, V), and how many of the K slots each has
+    "Score all pieces behind each slot, with dropout off."
+    with in_mode(masked_lm.model, training=False):
+        for positions in bucket_by_length([len(question.input_ids) for question in encoded], batch_size):
+            chunk = [encoded[position] for position in positions]
+            yield positions, masked_lm(masked_lm.batch(chunk)), [len(question.slots) for question in chunk]
+
+
+@torch.no_grad()
 def predict_pieces(
     masked_lm: MaskedLM,
     encoded: Sequence[EncodedEvidence],
@@ -231,12 +244,9 @@ def predict_pieces(
 ) -> list[list[tuple[int, ...]]]:  # for each evidence, its top_k answers as piece ids
     "Predict the pieces behind each slot, with dropout off."
     answers: list = [None] * len(encoded)
-    with in_mode(masked_lm.model, training=False):
-        for positions in bucket_by_length([len(question.input_ids) for question in encoded], batch_size):
-            chunk = [encoded[position] for position in positions]
-            scores, sizes = masked_lm(masked_lm.batch(chunk)), [len(question.slots) for question in chunk]
-            for position, ranked in zip(positions, _rank(scores, sizes, top_k)):
-                answers[position] = ranked
+    for positions, scores, sizes in score_slots(masked_lm, encoded, batch_size):
+        for position, ranked in zip(positions, _rank(scores, sizes, top_k)):
+            answers[position] = ranked
     return answers
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #quiet-transformers

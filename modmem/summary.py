@@ -9,13 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import pandas as pd
 import torch
 
-from .batches import EncodedEvidence, bucket_by_length
+from .batches import EncodedEvidence
 from .edits import UNKNOWN
 from .facts import Evidence
-from .masked_lm import MaskedLM, in_mode
+from .masked_lm import MaskedLM, score_slots
 from .modification import ModifiedBenchmark
+from .tables import write_table
 
 # %% auto #0
 __all__ = ['Score', 'score_objects', 'answer_freely', 'describe_sentences', 'describe_changes', 'write_card']
@@ -29,16 +31,12 @@ class Score:
     rank: int  # of the object's worst piece; 1: the object is the answer
 
 
-@torch.no_grad()
-def _slot_scores(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], batch_size: int = 128) -> list[torch.Tensor]:
+def _slot_scores(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> list[torch.Tensor]:
     "Log-probabilities at the slots of each evidence, (L, V) each."
     found: list = [None] * len(encoded)
-    with in_mode(masked_lm.model, training=False):
-        for positions in bucket_by_length([len(one.input_ids) for one in encoded], batch_size):
-            chunk = [encoded[position] for position in positions]
-            scores = masked_lm(masked_lm.batch(chunk)).log_softmax(-1).cpu()
-            for position, some in zip(positions, scores.split([len(one.slots) for one in chunk])):
-                found[position] = some
+    for positions, scores, sizes in score_slots(masked_lm, encoded):
+        for position, some in zip(positions, scores.log_softmax(-1).cpu().split(sizes)):
+            found[position] = some
     return found
 
 
@@ -122,15 +120,15 @@ def describe_changes(
     return len(changed), listed
 
 # %% ../nbs/6_commands/05_summary.ipynb #write-card
-def _cell(value: object) -> str:
-    "A value in a markdown table."
-    text = {True: "yes", False: "no", None: "-"}.get(value) if value is None or isinstance(value, bool) else f"{value:.3g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|")
+def _say(value: object) -> str:
+    "A value in a table."
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "-"}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _table(lines: Sequence[Mapping]) -> str:
-    rows = [list(lines[0]), ["---"] * len(lines[0]), *(map(_cell, line.values()) for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return write_table(pd.DataFrame([{name: _say(value) for name, value in line.items()} for line in lines]))
 
 
 def write_card(

@@ -18,7 +18,7 @@ import modmem
 from .facts import majority_accuracy
 from .files import check_choice, write_atomically
 from .finetuning import FinetuningConfig
-from .masked_lm import MaskedLM, hash_weights, save_masked_lm
+from .masked_lm import MaskedLM, hash_weights, load_masked_lm, save_masked_lm
 from .pretraining import PretrainingConfig, pretrain
 from .world import WorldStyle, make_person, make_pretraining, make_world, world_vocabulary
 
@@ -88,11 +88,15 @@ def build_world_model(
     return model
 
 # %% ../nbs/2_data/05_synthetic.ipynb #save-world-model
-def save_world_model(masked_lm: MaskedLM, recipe: WorldRecipe, directory: str | Path) -> dict[str, float]:  # the accuracies recorded
-    "Write the model with its recipe, its accuracy and a model card."
-    accuracy = describe_world_model(masked_lm, recipe)
-    save_masked_lm(masked_lm, directory)
-    record = {"recipe": asdict(recipe), "accuracy": accuracy, "weights": hash_weights(masked_lm)}
+def save_world_model(
+    masked_lm: MaskedLM, recipe: WorldRecipe, directory: str | Path,
+    half: bool = False,  # two bytes a weight
+) -> dict[str, float]:  # the accuracies recorded
+    "Write the model with its recipe, and with the accuracy and the hash of what is written, and a model card."
+    save_masked_lm(masked_lm, directory, half)
+    written = load_masked_lm(directory)
+    accuracy = describe_world_model(written, recipe)
+    record = {"recipe": asdict(recipe), "accuracy": accuracy, "weights": hash_weights(written)}
     with write_atomically(Path(directory) / "recipe.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     card = (Path(modmem.__file__).parent / "data" / "model_card.md").read_text(encoding="utf-8")
