@@ -47,7 +47,10 @@ def _take(names: Sequence[str], *sources: Mapping[str, Any]) -> dict[str, Any]:
     return {name: merged[name] for name in names if name in merged}
 
 
-_STYLES = {"plain": None, "faithful": WorldStyle()}  # how a world tells its facts
+_STYLES = {  # how a world tells its facts
+    "plain": None, "faithful": WorldStyle(),
+    "bare": WorldStyle(contexts=(0,)), "crowded": WorldStyle(contexts=(2,)),  # never, and always, two sentences around an evidence
+}
 
 
 def _make_data(parameters: Mapping[str, Any]) -> Data:
