@@ -307,6 +307,21 @@ def test_the_gain_of_a_ball_is_paired_and_its_radius_chosen_on_held_out_facts(fo
     assert_whole("when_it_pays", folder, record, parameters, pictures=True)
 
 
+def test_the_gain_is_measured_at_every_place_of_an_axis_and_axes_share_rows_where_they_meet(folder):
+    axes = {"evidence": {"any": {}, "at least 2": {"min_evidences": 2}}, "FT": {"60 steps": {}, "30 steps": {"finetuning_steps": 30}}}
+    parameters = {"axes": axes, "block": 1, "radii": [0.02], "num_modified": 4, **TINY}
+    csv, text, record = run("gain_axes", folder, **parameters)
+    rows = load_rows("gain_axes", folder, **parameters)
+    assert csv["axis"].tolist() == ["evidence"] * 2 + ["FT"] * 2 and csv["value"].tolist() == ["any", "at least 2", "60 steps", "30 steps"]
+    assert len(rows) == 3 * len(rows[rows["finetuning_steps"] == 30]) and (csv.loc[0, "gain"], csv.loc[0, "radius"]) == (csv.loc[2, "gain"], csv.loc[2, "radius"])
+    here = rows[(rows["facts"] == "reported") & (rows["finetuning_steps"] == 30)].set_index("seed")
+    free, ball = (here[here["radius"] == radius] for radius in (math.inf, csv["radius"][3]))
+    gain = ball["average_accuracy"] - free["average_accuracy"]
+    assert csv["gain"][3] == pytest.approx(gain.mean()) and csv["gain_se"][3] == pytest.approx(gain.sem())
+    assert csv["unmodified_accuracy_before"][3] == pytest.approx(ball["unmodified_accuracy_before"].mean())
+    assert_whole("gain_axes", folder, record, parameters, pictures=True)
+
+
 def test_the_runs_of_a_notebook_can_be_listed_without_computing_and_artefacts_share_rows():
     names = ("table_2", "table_3", "table_4", "figure_1", "figure_2", "figure_3", "figure_4", "tradeoff", "baselines", "equal_steps", "norms", "learning_rates")
     runs = {name: {one.key for one in list_runs(name)} for name in names}
