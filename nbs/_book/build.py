@@ -125,11 +125,18 @@ def find_mathjax() -> Path:
     return path
 
 
+def write_icons(target: Path) -> None:
+    "Write the theme's drawings as a script, which each page loads instead of repeating them."
+    drawings = next(Path(file.locate()) for file in files("furo") if file.match("partials/icons.html")).read_text(encoding="utf-8")
+    target.write_text(f"document.currentScript.insertAdjacentHTML('afterend', {json.dumps(drawings)});\n", encoding="utf-8")
+
+
 def build(site: Path, work: Path, jobs: int) -> None:
     "Build the whole book."
     executed = execute(work / "executed", jobs)
     lay_out(work, executed)
     Layout(work / "static").copy("tex-svg.js", find_mathjax())
+    write_icons(work / "static" / "icons.js")
     write_curves(work / "static" / "curves.js")
     folders = {"BOOK_STATIC": work / "static", "BOOK_EXTRA": work / "source" / "extra", "PYTHONPATH": TOP}
     options = ["-W", "--keep-going", "-q", "-j", str(jobs), "-c", str(HERE), "-d", str(work / "doctrees")]
