@@ -142,7 +142,9 @@ def build(site: Path, work: Path, jobs: int) -> None:
     options = ["-W", "--keep-going", "-q", "-j", str(jobs), "-c", str(HERE), "-d", str(work / "doctrees")]
     options += [] if (work / "html").is_dir() else ["-a"]  # all pages anew, also those whose source did not change
     command = [sys.executable, "-m", "sphinx", *options, str(work / "source"), str(work / "html")]
-    subprocess.run(command, check=True, env=os.environ | {name: str(folder) for name, folder in folders.items()})
+    if subprocess.run(command, env=os.environ | {name: str(folder) for name, folder in folders.items()}).returncode:
+        shutil.rmtree(work / "doctrees", ignore_errors=True)  # or the next build would not warn of pages that did not change
+        raise SystemExit("the book is not built: mend what is warned of above")
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(work / "html", site, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv", "*.map", "_sources"))
     (site / ".nojekyll").touch()  # or GitHub Pages would leave out what begins with an underscore
