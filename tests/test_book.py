@@ -359,6 +359,7 @@ def test_the_slider_moves_the_point_and_the_address(site, served, width):
 def test_a_page_fits_a_phone_and_has_a_dark_side(site, served, page):
     script = """const color = () => view.getComputedStyle(seen.body).backgroundColor, told = [seen.documentElement.scrollWidth];
     for (const theme of ["light", "dark"]) { seen.body.dataset.theme = theme; told.push(color()); }
-    return told;"""
-    width, light, dark = look(site, served, f"{page}.html", script, 390)
+    return [...told, seen.body.innerText.trim().slice(0, 20)];"""
+    width, light, dark, text = look(site, served, f"{page}.html", script, 390)
     assert width <= 390 and light != dark
+    assert not text.startswith("{")  # what a template would leave

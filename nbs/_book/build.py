@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import files
 from pathlib import Path
 
+import jinja2
 import nbformat
 from names import FIGURES, NBS, TOP, find_definitions, find_equations, list_notebooks, read_notebook
 from notebooks import Book, make_page, place_of_file, reading_minutes
@@ -127,7 +128,8 @@ def find_mathjax() -> Path:
 
 def write_icons(target: Path) -> None:
     "Write the theme's drawings as a script, which each page loads instead of repeating them."
-    drawings = next(Path(file.locate()) for file in files("furo") if file.match("partials/icons.html")).read_text(encoding="utf-8")
+    partial = next(Path(file.locate()) for file in files("furo") if file.match("partials/icons.html"))
+    drawings = jinja2.Template(partial.read_text(encoding="utf-8")).render()
     target.write_text(f"document.currentScript.insertAdjacentHTML('afterend', {json.dumps(drawings)});\n", encoding="utf-8")
 
 

@@ -164,7 +164,7 @@ def prepare_cell(cell: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
     kinds |= {"remove-input"} if "hide_input" in tags else {"hide-cell"} if "answer" in tags else {"hide-input"} if is_import(source) else set()
     cell.source = source
     cell.outputs = [cut_output(output) for output in cell.outputs if output.get("name") != "stderr" and output.output_type != "error"]
-    imports = "imports of the package" if "exported" in kinds else "imports of the lessons"
+    imports = "imports of the package" if "exported" in kinds else "imports"
     prompt = imports if "hide-input" in kinds else "unfold the answer"
     cell.metadata = nbformat.from_dict({"tags": sorted(tags | kinds), "cell": cell.id, "mystnb": {"code_prompt_show": prompt, "code_prompt_hide": prompt}})
     return cell
