@@ -319,7 +319,7 @@ def look(site: Path, served: str, page: str, script: str, width: int = 1400):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["1_method/18_projection", "1_method/20_editor", "equations", "glossary"])
+@pytest.mark.parametrize("page", ["1_method/18_projection", "1_method/20_editor", "4_memories/00_knn_lm", "equations", "glossary"])
 def test_formulas_are_rendered_from_a_file_without_a_server(site, page):
     text = browse((site / f"{page}.html").as_uri())
     formulas = (site / f"{page}.html").read_text(encoding="utf-8").count('class="math notranslate')

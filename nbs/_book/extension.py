@@ -77,6 +77,13 @@ def anchor_cells(app, doctree: nodes.document) -> None:
             domain.anonlabels[label_of(page, identity)] = page, anchor
 
 
+def keep_numbers(app, doctree: nodes.document) -> None:
+    r"Begin lines of a numbered formula with `\cr`: because of a `\\`, Sphinx would wrap it in `split`, where no number may stand."
+    for formula in doctree.findall(nodes.math_block):
+        if r"\tag" in formula.astext():
+            formula[:] = [nodes.Text(formula.astext().replace(r"\\", r"\cr "))]
+
+
 def names_in_code(page: str) -> dict[str, str]:  # name -> full name
     "Find which public names a notebook's code can mean: those that it imports, and those that it defines."
     found = {definition.name: definition.full_name for definition in BOOK.definitions if definition.page == page}
@@ -132,6 +139,7 @@ def setup(app) -> dict:
     app.connect("autodoc-process-docstring", explain)
     app.connect("autodoc-skip-member", skip)
     app.connect("doctree-read", anchor_cells)
+    app.connect("doctree-read", keep_numbers)
     app.connect("html-page-context", link_code)
     app.connect("html-page-context", tell_on_hover, priority=600)
     app.connect("html-page-context", lighten, priority=700)
