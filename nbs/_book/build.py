@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import files
 from pathlib import Path
 
+import jinja2
 import nbformat
 from names import FIGURES, NBS, TOP, find_definitions, find_equations, list_notebooks, read_notebook
 from notebooks import Book, make_page, place_of_file, reading_minutes
@@ -125,17 +126,27 @@ def find_mathjax() -> Path:
     return path
 
 
+def write_icons(target: Path) -> None:
+    "Write the theme's drawings as a script, which each page loads instead of repeating them."
+    partial = next(Path(file.locate()) for file in files("furo") if file.match("partials/icons.html"))
+    drawings = jinja2.Template(partial.read_text(encoding="utf-8")).render()
+    target.write_text(f"document.currentScript.insertAdjacentHTML('afterend', {json.dumps(drawings)});\n", encoding="utf-8")
+
+
 def build(site: Path, work: Path, jobs: int) -> None:
     "Build the whole book."
     executed = execute(work / "executed", jobs)
     lay_out(work, executed)
     Layout(work / "static").copy("tex-svg.js", find_mathjax())
+    write_icons(work / "static" / "icons.js")
     write_curves(work / "static" / "curves.js")
     folders = {"BOOK_STATIC": work / "static", "BOOK_EXTRA": work / "source" / "extra", "PYTHONPATH": TOP}
     options = ["-W", "--keep-going", "-q", "-j", str(jobs), "-c", str(HERE), "-d", str(work / "doctrees")]
     options += [] if (work / "html").is_dir() else ["-a"]  # all pages anew, also those whose source did not change
     command = [sys.executable, "-m", "sphinx", *options, str(work / "source"), str(work / "html")]
-    subprocess.run(command, check=True, env=os.environ | {name: str(folder) for name, folder in folders.items()})
+    if subprocess.run(command, env=os.environ | {name: str(folder) for name, folder in folders.items()}).returncode:
+        shutil.rmtree(work / "doctrees", ignore_errors=True)  # or the next build would not warn of pages that did not change
+        raise SystemExit("the book is not built: mend what is warned of above")
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(work / "html", site, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv", "*.map", "_sources"))
     (site / ".nojekyll").touch()  # or GitHub Pages would leave out what begins with an underscore

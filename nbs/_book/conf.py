@@ -15,6 +15,7 @@ project_copyright = "2026 onwards, the modmem authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "extension"]
 root_doc = "index"
 exclude_patterns = ["extra"]
+templates_path = ["templates"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!modmem\b).*"), ("py:.*", r"modmem\.[\w.]*\b_\w+"), ("py:class", r"(?!.*\.).*")]
 suppress_warnings = ["myst.header"]  # artefacts' texts start where they like
@@ -39,7 +40,7 @@ html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["static", os.environ["BOOK_STATIC"]]
 html_extra_path = [os.environ["BOOK_EXTRA"]]
 html_css_files = ["book.css"]
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_use_index = html_domain_indices = False  # the reference lists all names
 html_show_search_summary = False  # a page opened from a file may not fetch others
 html_last_updated_fmt = None
 math_number_all = False

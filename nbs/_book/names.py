@@ -19,6 +19,7 @@ class Definition:
     kind: str  # function, class or data
     page: str  # of the book: the notebook's path in nbs, without suffix
     cell: str  # id of the cell
+    about: str  # its docstring's first line
 
     @property
     def full_name(self) -> str:
@@ -60,6 +61,12 @@ def _names(node: ast.stmt) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)] or [getattr(node, "name", "")]
 
 
+def _about(node: ast.stmt) -> str:
+    "Read the first line of a definition's docstring."
+    documented = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node)
+    return documented.splitlines()[0] if documented else ""
+
+
 def find_definitions(notebooks: dict[str, nbformat.NotebookNode]) -> list[Definition]:
     "Find all names that modules list in `__all__`, in the order of the cells that define them."
     found = []
@@ -70,7 +77,7 @@ def find_definitions(notebooks: dict[str, nbformat.NotebookNode]) -> list[Defini
         public = next(ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign) and _names(node) == ["__all__"])
         for cell in filter(is_exported, notebook.cells):
             for node in (node for node in ast.parse(cell.source).body if type(node) in KINDS):
-                found += [Definition(name, module, KINDS[type(node)], page, cell.id) for name in _names(node) if name in public]
+                found += [Definition(name, module, KINDS[type(node)], page, cell.id, _about(node)) for name in _names(node) if name in public]
     return list({definition.full_name: definition for definition in found}.values())
 
 

@@ -84,12 +84,18 @@ def place_of_file(path: Path) -> str:
     return path.relative_to(TOP).as_posix() if FIGURES in path.parents else f"files/{path.relative_to(TOP).as_posix()}"
 
 
+def as_drawn(path: Path) -> Path:
+    "The svg of a picture that is there as png, too: sharper, and often smaller."
+    drawn = path.with_suffix(".svg")
+    return drawn if path.suffix == ".png" and drawn.is_file() else path
+
+
 def link_files(text: str, page: str, folder: Path, book: Book) -> str:
     "Let links that leave the notebooks lead to the book's copy of what they name; `folder` is where the text stands."
     def link(match: re.Match) -> str:
         picture, label, target = match.groups()
         address, _, anchor = target.partition("#")
-        path = Path(os.path.normpath(folder / address))
+        path = as_drawn(Path(os.path.normpath(folder / address)))
         if not address or re.match(r"\w+:", address) or (NBS in path.parents and NBS in (folder, *folder.parents)):
             return match[0].replace(f"#{anchor}", f"#{anchor.lower()}") if "/" not in anchor and not re.match(r"\w+:", address) else match[0]
         up = os.path.relpath(".", Path(page).parent)
@@ -107,7 +113,7 @@ def link_files(text: str, page: str, folder: Path, book: Book) -> str:
 
 
 def _picture(match: re.Match, page: str, folder: Path, book: Book) -> str:
-    path = Path(os.path.normpath(folder / match[1]))
+    path = as_drawn(Path(os.path.normpath(folder / match[1])))
     book.files.add(path)
     return f'<img src="{os.path.relpath(".", Path(page).parent)}/{place_of_file(path)}"{match[2]}>'
 
@@ -158,7 +164,8 @@ def prepare_cell(cell: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
     kinds |= {"remove-input"} if "hide_input" in tags else {"hide-cell"} if "answer" in tags else {"hide-input"} if is_import(source) else set()
     cell.source = source
     cell.outputs = [cut_output(output) for output in cell.outputs if output.get("name") != "stderr" and output.output_type != "error"]
-    prompt = "imports" if "hide-input" in kinds else "unfold the answer"
+    imports = "imports of the package" if "exported" in kinds else "imports"
+    prompt = imports if "hide-input" in kinds else "unfold the answer"
     cell.metadata = nbformat.from_dict({"tags": sorted(tags | kinds), "cell": cell.id, "mystnb": {"code_prompt_show": prompt, "code_prompt_hide": prompt}})
     return cell
 
@@ -184,7 +191,8 @@ def head(page: str, path: Path, notebook: nbformat.NotebookNode, seconds: float 
     "Write the line under a title: how long to read and to run, which module it makes, and the notebook itself."
     minutes = reading_minutes(notebook.cells)
     parts = [f"{minutes} minute{'s' * (minutes > 1)} to read"]
-    parts += [f"less than {say_seconds(seconds)} to run"] if seconds else []
+    rows = " on the committed rows" if page.startswith("paper/") else ""
+    parts += [f"less than {say_seconds(seconds)} to run{rows}"] if seconds else []
     module = read_module(notebook)
     parts += [f"the module {{py:mod}}`modmem.{module}`"] if module else []
     book.files.add(path)

@@ -158,7 +158,7 @@ def gallery_page(book: Book) -> str:
         if report.is_file():
             book.files.add(report)
             text += [f'All of these on one page, beside the paper\'s numbers: <a href="{place_of_file(report)}">report</a>.', ""]
-        text += ["::::{grid} 1 2 3 3", *(gallery_card(path, book) for path in paths), "::::", ""]
+        text += ["::::{grid} 1 2 3 3", ":gutter: 2", "", *(gallery_card(path, book) for path in paths), "::::", ""]
     return "\n".join(text)
 
 
