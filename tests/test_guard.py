@@ -10,13 +10,14 @@ from test_cli import FEW, edit_line, edits, one_line, run, saved, small_world, w
 from tiny_models import WORLD, ask, tiny_albert, tiny_bert
 
 from modmem.editor import Edit, ModificationConfig
+from modmem.evaluation import score_objects
 from modmem.facts import Evidence, Fact
 from modmem.files import DataError
 from modmem.guard import choose_settings, hold_out, list_blocks, make_guard, read_guard
 from modmem.masked_lm import hash_weights, load_masked_lm
 from modmem.modification import sample_modifications
 from modmem.stack import HalfEdit, find_conflict, halve_edit, list_layers, load_edit, read_config, remove_edit, save_edit, stack_edits
-from modmem.summary import answer_freely, describe_changes, score_objects
+from modmem.summary import answer_freely, describe_changes
 
 FIRST = ["--blocks", "0", "--radius", "0.01", "--steps", "2", "--learning-rate", "3e-3"]
 
