@@ -83,7 +83,7 @@ def reinitialize(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = type(masked_lm.model)(masked_lm.model.config)
-    return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer)
+    return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer, masked_lm.architecture)
 
 # %% ../nbs/2_data/04_pretraining.ipynb #checkpoint
 def _describe_run(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], config: PretrainingConfig) -> dict:
