@@ -232,6 +232,13 @@ def test_names_known_without_torch_are_the_librarys():
     assert set(get_args(editing._Norm)) == set(CONSTRAINTS) - need_unmodified_evidence and set(inputs._FAMILIES) == set(ARCHITECTURES)
 
 
+def test_a_document_is_not_quoted_whole(run, edits, small_world):
+    write_edits(edits, edit_line(small_world, evidence=["calton " * 10_000 + "[MASK] ."], test=[]))
+    code, _, errors = run("evaluate", "synthetic", edits)
+    lines = errors.splitlines()
+    assert code == 0 and any("contains its own answer, 'calton'" in line for line in lines) and all(len(line) < 1100 for line in lines), errors[:3000]
+
+
 def test_the_command_says_its_version(run):
     assert run("--version") == (0, f"{modmem.__version__}\n", "")
 
