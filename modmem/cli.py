@@ -67,6 +67,7 @@ _Dropout = Annotated[float | None, typer.Option("--dropout", min=0.0, max=0.9, m
 _Every = Annotated[int | None, typer.Option("--checkpoint-every", min=1, metavar="N", help="Steps between states that are kept, and measured.")]
 _Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that make batches ahead, for a device that would wait.")]
 _Half = Annotated[bool, typer.Option("--half", help="Save the weights in half precision.")]
+_MaxLength = Annotated[int | None, typer.Option("--max-length", min=8, metavar="N", help="Tokens of a sentence.")]
 
 # %% ../nbs/6_commands/10_cli.ipynb #pretrain-parts
 def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path, half: bool) -> dict:
@@ -75,7 +76,7 @@ def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path, h
 
 
 def _pretrain_corpus(
-    masked_lm: MaskedLM, sentences: list[str], settings: dict, checkpoint: Path, output: Path, workers: int, half: bool, questions: Sequence,
+    sentences: list[str], masked_lm: MaskedLM, settings: dict, checkpoint: Path, output: Path, workers: int, half: bool, questions: Sequence,
 ) -> dict:
     "Train, save, and say how loss and accuracy on questions went along."
     accuracies, config = {}, lazy.pretraining.PretrainingConfig(**settings)
@@ -100,8 +101,7 @@ def _pretrain(
     output: Option.Folder, synthetic: Option.Synthetic = False,
     corpus: _Corpus = None, init: _Init = None, recipe: _Recipe = None, trex: Option.Trex = None, lenient: Option.Lenient = False,
     steps: Option.Steps = None, batch_size: Option.BatchSize = None, learning_rate: Option.Rate = None,
-    max_length: Annotated[int | None, typer.Option(min=8, metavar="N", help="Tokens of a sentence.")] = None,
-    dropout: _Dropout = None, checkpoint_every: _Every = None, workers: _Workers = 0, half: _Half = False, as_json: Option.Json = False,
+    max_length: _MaxLength = None, dropout: _Dropout = None, checkpoint_every: _Every = None, workers: _Workers = 0, half: _Half = False, as_json: Option.Json = False,
     block_pattern: Option.BlockPattern = None, seed: Option.Seed = 0, device: Option.Device = "cpu",
 ) -> None:
     """Pretrain a model by masked language modelling.
@@ -123,8 +123,7 @@ def _pretrain(
     else:
         check_model(init, block_pattern)
         questions = read_source(trex, None, False, False, None, lenient=lenient).test if trex else ()
-        sentences = lazy.pretraining.read_sentences(corpus)
-        results = _pretrain_corpus(load_model(init, device, block_pattern), sentences, settings, checkpoint, output, workers, half, questions)
+        results = _pretrain_corpus(lazy.pretraining.read_sentences(corpus), load_model(init, device, block_pattern), settings, checkpoint, output, workers, half, questions)
     checkpoint.unlink()  # only now: the model is safe
     report(results, as_json)
 

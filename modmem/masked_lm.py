@@ -355,7 +355,7 @@ def _is_there(package: str) -> bool:
         return find_spec(package) is not None
     return False
 
-
+# %% ../nbs/1_method/14_masked_lm.ipynb #check-hub
 def _answers(address: str, seconds: float) -> bool:
     "Whether a server answers in time; to look up its name, which no timeout ends, may take long."
     answers = []
