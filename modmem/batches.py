@@ -16,7 +16,7 @@ import torch
 from .facts import MASK, Benchmark, Evidence
 
 # %% auto #0
-__all__ = ['EncodedEvidence', 'encode_evidence', 'find_mention', 'MaskedBatch', 'make_batch', 'bucket_by_length',
+__all__ = ['EncodedEvidence', 'find_end', 'encode_evidence', 'find_mention', 'MaskedBatch', 'make_batch', 'bucket_by_length',
            'keep_answerable', 'find_seen', 'keep_unseen']
 
 # %% ../nbs/1_method/13_batches.ipynb #encoded-evidence
@@ -68,8 +68,8 @@ def _window(length: int, first: int, last: int, limit: int) -> slice:
     return slice(start, min(length, start + limit))
 
 
-def _far(text: str, words: int) -> int:
-    "Where so many words of a text end; each has a letter or a digit, and so a piece at least."
+def find_end(text: str, words: int) -> int:
+    "Find where so many words of a text end; each has a letter or a digit, and so a piece at least."
     last = next(islice(re.finditer(r"\w\S*", text), words, None), None)
     return len(text) if last is None else last.end()
 
@@ -77,7 +77,7 @@ def _far(text: str, words: int) -> int:
 def _come_near(parts: tuple[str, str, str], words: int) -> tuple[str, str, str]:
     "Leave out what is too far from the object to be in any window of so many pieces."
     before, object, after = parts
-    return before[len(before) - _far(before[::-1], words) :], object, after[: _far(after, words)]
+    return before[len(before) - find_end(before[::-1], words) :], object, after[: find_end(after, words)]
 
 # %% ../nbs/1_method/13_batches.ipynb #encode-evidence
 def encode_evidence(

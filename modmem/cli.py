@@ -22,7 +22,7 @@ import typer
 import modmem
 import modmem.editing  # its commands
 from .files import DataError, write_atomically
-from .inputs import check_device, check_model, check_output, keep_answerable, load_model, read_source, read_trex, report, to_json
+from .inputs import check_device, check_model, check_output, keep_answerable, load_model, read_source, report, to_json
 from .options import Option, UsageError, app, lazy, parse_finite, require, run, say, stoppable
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ _Dropout = Annotated[float | None, typer.Option("--dropout", min=0.0, max=0.9, m
 _Every = Annotated[int | None, typer.Option("--checkpoint-every", min=1, metavar="N", help="Steps between states that are kept, and measured.")]
 _Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that make batches ahead, for a device that would wait.")]
 _Half = Annotated[bool, typer.Option("--half", help="Save the weights in half precision.")]
+_MaxLength = Annotated[int | None, typer.Option("--max-length", min=8, metavar="N", help="Tokens of a sentence.")]
 
 # %% ../nbs/6_commands/10_cli.ipynb #pretrain-parts
 def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path, half: bool) -> dict:
@@ -75,7 +76,7 @@ def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path, h
 
 
 def _pretrain_corpus(
-    sentences: list[str], init: str, settings: dict, checkpoint: Path, output: Path, device: str, workers: int, half: bool, questions: Sequence,
+    sentences: list[str], masked_lm: MaskedLM, settings: dict, checkpoint: Path, output: Path, workers: int, half: bool, questions: Sequence,
 ) -> dict:
     "Train, save, and say how loss and accuracy on questions went along."
     accuracies, config = {}, lazy.pretraining.PretrainingConfig(**settings)
@@ -84,7 +85,7 @@ def _pretrain_corpus(
         accuracies[done] = lazy.evaluation.measure_accuracy(trained, questions) if questions else None
         say(f"{done} of {config.steps} steps" + (f", {accuracies[done]:.2f} % of the questions answered" if questions else ""))
 
-    trained, losses = lazy.pretraining.pretrain(load_model(init, device), sentences, config, checkpoint, workers, watch)
+    trained, losses = lazy.pretraining.pretrain(masked_lm, sentences, config, checkpoint, workers, watch)
     lazy.masked_lm.save_masked_lm(trained, output, half)
     before = config.steps - len(losses)  # of an interrupted run
     recent = {done: losses[max(0, done - before - 100) : done - before] for done in accuracies}
@@ -98,11 +99,10 @@ def _pretrain_corpus(
 @app.command("pretrain")
 def _pretrain(
     output: Option.Folder, synthetic: Option.Synthetic = False,
-    corpus: _Corpus = None, init: _Init = None, recipe: _Recipe = None, trex: Option.Trex = None,
+    corpus: _Corpus = None, init: _Init = None, recipe: _Recipe = None, trex: Option.Trex = None, lenient: Option.Lenient = False,
     steps: Option.Steps = None, batch_size: Option.BatchSize = None, learning_rate: Option.Rate = None,
-    max_length: Annotated[int | None, typer.Option(min=8, metavar="N", help="Tokens of a sentence.")] = None,
-    dropout: _Dropout = None, checkpoint_every: _Every = None, workers: _Workers = 0, half: _Half = False,
-    seed: Option.Seed = 0, device: Option.Device = "cpu",
+    max_length: _MaxLength = None, dropout: _Dropout = None, checkpoint_every: _Every = None, workers: _Workers = 0, half: _Half = False, as_json: Option.Json = False,
+    block_pattern: Option.BlockPattern = None, seed: Option.Seed = 0, device: Option.Device = "cpu",
 ) -> None:
     """Pretrain a model by masked language modelling.
 
@@ -110,7 +110,8 @@ def _pretrain(
     """
     good = synthetic != (corpus is not None) and (corpus is None) == (init is None)
     require(good, "expected either --synthetic, or --corpus FILE with --init MODEL")
-    require(not synthetic or device == "cpu" and not (workers or trex), "--device, --workers and --trex go with --corpus")
+    require(not synthetic or device == "cpu" and not (workers or trex or block_pattern), "--device, --workers, --trex and --block-pattern go with --corpus")
+    require(trex is not None or not lenient, "--lenient goes with --trex")
     require(synthetic or recipe is None, "--recipe goes with --synthetic")
     check_output(output)
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length, "seed": seed}
@@ -120,11 +121,11 @@ def _pretrain(
     if synthetic:
         results = _pretrain_world(recipe or "base", settings, checkpoint, output, half)
     else:
-        check_model(init)
-        questions = read_trex(trex, None).test if trex else ()
-        results = _pretrain_corpus(lazy.pretraining.read_sentences(corpus), init, settings, checkpoint, output, device, workers, half, questions)
+        check_model(init, block_pattern)
+        questions = read_source(trex, None, False, False, None, lenient=lenient).test if trex else ()
+        results = _pretrain_corpus(lazy.pretraining.read_sentences(corpus), load_model(init, device, block_pattern), settings, checkpoint, output, workers, half, questions)
     checkpoint.unlink()  # only now: the model is safe
-    report(results)
+    report(results, as_json)
 
 # %% ../nbs/6_commands/10_cli.ipynb #finetune-parts
 def _finetune_and_save(masked_lm: MaskedLM, benchmark: Benchmark, settings: dict, output: Path) -> dict:
@@ -147,7 +148,8 @@ def _finetune(
     trex: Option.Trex = None, zsre: Option.Zsre = None, synthetic: Option.Synthetic = False, download: Option.Download = False, relations: Option.Relations = None, lenient: Option.Lenient = False,
     steps: Option.Steps = None,
     epochs: Annotated[float | None, typer.Option(parser=parse_finite, metavar="NUMBER", help="Passes over the evidence.")] = None,
-    batch_size: Option.BatchSize = 64, learning_rate: Option.Rate = 1e-3, seed: Option.Seed = 0, device: Option.Device = "cpu", as_json: Option.Json = False,
+    batch_size: Option.BatchSize = 64, learning_rate: Option.Rate = 1e-3, as_json: Option.Json = False,
+    block_pattern: Option.BlockPattern = None, seed: Option.Seed = 0, device: Option.Device = "cpu",
 ) -> None:
     """Fine-tune a model on the facts of a dataset.
 
@@ -155,9 +157,9 @@ def _finetune(
     """
     require(steps is None or epochs is None, "expected either --steps or --epochs")
     check_output(output)
-    check_model(model)
+    check_model(model, block_pattern)
     benchmark = read_source(trex, zsre, synthetic, download, relations, lenient=lenient)
-    masked_lm = load_model(model, device)
+    masked_lm = load_model(model, device, block_pattern)
     benchmark = keep_answerable(masked_lm, benchmark)
     settings = {"steps": steps if epochs is not None else steps or 500, "epochs": epochs, "batch_size": batch_size}
     report(_finetune_and_save(masked_lm, benchmark, settings | {"learning_rate": learning_rate, "seed": seed}, output), as_json)

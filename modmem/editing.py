@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from .files import DataError, load_record, write_atomically
-from .inputs import check_model, check_output, keep_answerable, load_model, read_source, read_trex, report
+from .inputs import check_model, check_output, keep_answerable, load_model, read_source, report
 from .options import Option, UsageError, app, lazy, parse_number, require, say
 
 if TYPE_CHECKING:
@@ -113,14 +113,15 @@ def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> N
     lazy.edits.check_phrasings(masked_lm, edits, path)
 
 # %% ../nbs/6_commands/09_editing.ipynb #read-guard
-def _read_guard(source: str) -> Benchmark:
+def _read_guard(source: str | None, lenient: bool) -> Benchmark | None:
     "Read the facts that shall stay: of a file, `synthetic`, `trex:DIR` or `zsre:FILE`."
-    kind, _, place = source.partition(":")
+    kind, _, place = (source or "").partition(":")
+    if kind in ("trex", "zsre") and place:
+        return read_source(*(Path(place) if kind == name else None for name in ("trex", "zsre")), False, False, None, lenient=lenient)
+    require(not lenient, "--lenient goes with a dataset: --guard trex:DIR or zsre:FILE")
     if source == "synthetic":
         return lazy.world.make_world()
-    if kind == "trex" and place:
-        return read_trex(Path(place), None)
-    return lazy.zsre.load_zsre(Path(place)) if kind == "zsre" and place else lazy.guard.read_guard(source)
+    return None if source is None else lazy.guard.read_guard(source)
 
 
 def _make_guard(masked_lm: MaskedLM, benchmark: Benchmark, edits: ModifiedBenchmark, max_drop: float, search: bool) -> Guard:
@@ -328,7 +329,7 @@ def edit(
     context: typer.Context, model: Option.Model, edits: _Edits, output: _NewEdit,
     method: _MethodName = "ftm", blocks: _Blocks = None, radius: _Radius = None, norm: _NormName = "linf",
     steps: Option.Steps = 100, batch_size: Option.BatchSize = 128, learning_rate: Option.Rate = 1e-3,
-    guard: _Guard = None, max_drop: _Drop = 1.0, onto: _Onto = None, half: _HalfFile = False, card: _Card = False, as_json: Option.Json = False,
+    guard: _Guard = None, max_drop: _Drop = 1.0, lenient: Option.Lenient = False, onto: _Onto = None, half: _HalfFile = False, card: _Card = False, as_json: Option.Json = False,
     block_pattern: Option.BlockPattern = None, seed: Option.Seed = 0, device: Option.Device = "cpu",
 ) -> None:
     """Change what a model answers to given facts.
@@ -345,7 +346,7 @@ def edit(
     modified = lazy.edits.read_edits(edits)
     settings = {"method": method, "blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
     settings |= _anchor(_read_onto(onto, modified, edits), settings) if onto else {}
-    benchmark = _read_guard(guard) if guard else None
+    benchmark = _read_guard(guard, lenient)
     masked_lm, began = load_model(model, device, block_pattern), time.perf_counter()
     _check_edits(masked_lm, modified, edits)
     made, results = _run(masked_lm, modified, settings, benchmark, max_drop, onto, half, {"file": edits.name, "lines": lazy.edits.find_lines(modified, edits)})
@@ -437,7 +438,7 @@ def show(edit: _EditFile, as_json: Option.Json = False) -> None:
 def remove(
     model: Option.Model, edit: _EditFile,
     number: Annotated[int, typer.Argument(min=1, metavar="NUMBER", help="Of the edit that goes, as 'modmem show' counts them.")],
-    output: _NewEdit, block_pattern: Option.BlockPattern = None, device: Option.Device = "cpu",
+    output: _NewEdit, as_json: Option.Json = False, block_pattern: Option.BlockPattern = None, device: Option.Device = "cpu",
 ) -> None:
     "Take one of several edits back: the others are made again."
     check_output(output)
@@ -452,4 +453,4 @@ def remove(
     except ValueError as error:
         raise DataError(str(error), edit) from None
     left.save(output)
-    report(left.record["outcome"] | {"edits": len(lazy.stack.list_layers(left.record))})
+    report(left.record["outcome"] | {"edits": len(lazy.stack.list_layers(left.record))}, as_json)

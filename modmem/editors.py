@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,11 +15,12 @@ import torch
 from .blocks import named_weights
 from .constraints import PenalizedConfig, modify_constrained, modify_penalized
 from .editor import Edit, ModificationConfig, make_edit
+from .evaluation import restore_questions, score_objects
 from .facts import Evidence
 from .files import check_whole
 from .knowledge_neurons import NeuronConfig, modify_neurons
 from .low_rank import LowRankConfig, modify_low_rank
-from .masked_lm import MaskedLM, copy_with_own, score_slots
+from .masked_lm import MaskedLM, copy_with_own
 from .memit import AlphaEditConfig, MemitConfig, modify_by_keys
 from .modification import ModifiedBenchmark
 from .projection import LinfBall, describe_change
@@ -81,16 +83,7 @@ def edit_in_sequence(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark,
     edit = make_edit(masked_lm, current, list(names), config, outcome, modified_benchmark)
     return replace(edit, record={**edit.record, "method": f"{EDITORS[type(config.edit)][0]} in sequence"})
 
-# %% ../nbs/3_editors/07_editors.ipynb #rank-pieces
-def _rank_pieces(masked_lm: MaskedLM, evidence: Sequence[Evidence], pieces: Sequence[int]) -> list[int]:
-    "The rank of a piece at the first slot of each sentence, from 1."
-    ranks = [0] * len(evidence)
-    for positions, scores, sizes in score_slots(masked_lm, masked_lm.encode(evidence)):
-        for position, some in zip(positions, scores.split(sizes)):
-            ranks[position] = 1 + int((some[0] > some[0, pieces[position]]).sum())
-    return ranks
-
-
+# %% ../nbs/3_editors/07_editors.ipynb #halve
 @torch.no_grad()
 def _halve(masked_lm: MaskedLM, edited: MaskedLM, names: Sequence[str]) -> MaskedLM:
     "The model half-way to the edited one."
@@ -107,9 +100,8 @@ def describe_edit(
     modified_benchmark: ModifiedBenchmark,
 ) -> dict[str, float]:  # old_rank_before, old_rank (medians), undone_by_half (%; NaN if nothing was learnt), relative_change, change_rank
     "Tell what became of the old objects, and how large the change is."
-    old, asked = {fact.id: fact for fact in modified_benchmark.modified_facts}, modified_benchmark.modified_test
-    pieces = [one.labels[0] for one in masked_lm.encode([replace(question, fact=old[question.fact.id]) for question in asked])]
-    ranks = [torch.tensor(_rank_pieces(model, asked, pieces)).double().quantile(0.5).item() for model in (masked_lm, edited)]
+    asked, old = modified_benchmark.modified_test, restore_questions(modified_benchmark)
+    ranks = [float(statistics.median(score.rank for score in score_objects(model, old))) for model in (masked_lm, edited)]
     right = torch.tensor(edited.answers(asked))
     lost = right & ~torch.tensor(_halve(masked_lm, edited, names).answers(asked))
     pairs = [(before.double(), after.double() - before.double()) for before, after in zip(named_weights(masked_lm, names), named_weights(edited, names))]

@@ -5,17 +5,21 @@
 # %% ../nbs/1_method/15_evaluation.ipynb #imports
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
+import torch
 
+from .batches import EncodedEvidence
 from .facts import Evidence
-from .masked_lm import MaskedLM, predict_pieces
+from .masked_lm import MaskedLM, predict_pieces, score_slots
 from .modification import ModifiedBenchmark
 
 # %% auto #0
-__all__ = ['measure_accuracy', 'EditAccuracy', 'summarize_answers', 'list_questions', 'evaluate']
+__all__ = ['measure_accuracy', 'EditAccuracy', 'summarize_answers', 'restore_questions', 'list_questions', 'evaluate', 'Score',
+           'read_log_probabilities', 'score_objects']
 
 # %% ../nbs/1_method/15_evaluation.ipynb #measure-accuracy
 def measure_accuracy(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> float:  # percent of the questions answered with every piece right
@@ -52,9 +56,9 @@ def _ask(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> tuple[list[str], 
     texts = {pieces: masked_lm.tokenizer.decode(list(pieces)).strip() for pieces in set(best)}
     return [texts[pieces] for pieces in best], [pieces == tuple(question.labels) for pieces, question in zip(best, encoded)]
 
-
-def _restore(modified_benchmark: ModifiedBenchmark) -> list[Evidence]:
-    "The modified test questions with their old objects."
+# %% ../nbs/1_method/15_evaluation.ipynb #restore-questions
+def restore_questions(modified_benchmark: ModifiedBenchmark) -> list[Evidence]:
+    "Ask the modified test questions for their old objects."
     old = {fact.id: fact for fact in modified_benchmark.modified_facts}
     return [replace(question, fact=old[question.fact.id]) for question in modified_benchmark.modified_test]
 
@@ -77,7 +81,37 @@ def evaluate(
     "Measure A_M and A_F\\S on the test evidence (Section 4.2)."
     unmodified = modified_benchmark.unmodified_test
     after, correct = _ask(masked_lm, [*modified_benchmark.modified_test, *unmodified])
-    before = [None] * len(after) if baseline is None else _ask(baseline, [*_restore(modified_benchmark), *unmodified])[0]
+    before = [None] * len(after) if baseline is None else _ask(baseline, [*restore_questions(modified_benchmark), *unmodified])[0]
     table = list_questions(modified_benchmark)
     expected = table.pop("expected")  # stands beside the answers
     return summarize_answers(table.assign(before=before, after=after, expected=expected, correct=correct))
+
+# %% ../nbs/1_method/15_evaluation.ipynb #score
+@dataclass(frozen=True)
+class Score:
+    "What a model makes of an evidence."
+    answer: str  # as many pieces as the object has
+    probability: float  # of the object
+    rank: int  # of the object's worst piece; 1: the object is the answer
+
+# %% ../nbs/1_method/15_evaluation.ipynb #read-slots
+def read_log_probabilities(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> list[torch.Tensor]:  # for each evidence (L, V)
+    "Read the log-probabilities of all pieces at the slots of each evidence."
+    found: list = [None] * len(encoded)
+    for positions, scores, sizes in score_slots(masked_lm, encoded):
+        for position, some in zip(positions, scores.log_softmax(-1).cpu().split(sizes)):
+            found[position] = some
+    return found
+
+# %% ../nbs/1_method/15_evaluation.ipynb #score-objects
+def score_objects(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> list[Score]:
+    "Score the objects of some evidence."
+    found = []
+    for start in range(0, len(evidence), 128):  # the vocabulary's scores of so many at a time
+        encoded = masked_lm.encode(evidence[start : start + 128])
+        for one, scores in zip(encoded, read_log_probabilities(masked_lm, encoded)):
+            own = scores.gather(1, torch.tensor(one.labels)[:, None])
+            rank = int((scores > own).sum(dim=1).max()) + 1
+            answer = masked_lm.tokenizer.decode(scores.argmax(-1).tolist()).strip()
+            found.append(Score(answer, math.exp(own.double().sum().item()), rank))
+    return found

@@ -5,6 +5,7 @@
 # %% ../nbs/1_method/00_files.ipynb #imports
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -47,7 +48,11 @@ class DataError(ValueError):
         place = str(path) if line is None else f"{path}:{line}"
         self.skippable = False  # whether the reader could have left it out
         self.kind = re.sub(r"\[\d+\]", "", ": ".join([*([f"field {field!r}"] if field else []), expected.partition(",")[0]]))
-        super().__init__(": ".join([place, *([f"field {field!r}"] if field else []), expected]))
+        self._message = ": ".join([place, *([f"field {field!r}"] if field else []), expected])
+        super().__init__(expected, path, line, field)  # of which another process makes it again
+
+    def __str__(self) -> str:
+        return self._message
 
 # %% ../nbs/1_method/00_files.ipynb #check-whole
 def check_whole(name: str, value: Any, least: int = 1) -> None:
@@ -124,6 +129,19 @@ def get_field(
         raise DataError("expected text, found half of a surrogate pair", path, line, name)
     return value
 
+# %% ../nbs/1_method/00_files.ipynb #told-if-full
+@contextmanager
+def _told_if_full(path: Path) -> Iterator[None]:
+    "Say in one line that there was no room for a file."
+    try:
+        yield
+    except Exception as error:  # safetensors has an error of its own
+        code = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else code and int(code[1])
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(f"cannot be written, {os.strerror(number)}", path) from None
+
 # %% ../nbs/1_method/00_files.ipynb #write-atomically
 @contextmanager
 def write_atomically(
@@ -136,9 +154,10 @@ def write_atomically(
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        with _told_if_full(path):
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:
@@ -157,7 +176,8 @@ def write_folder_atomically(
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
-        yield temporary
+        with _told_if_full(directory):
+            yield temporary
         for path in (temporary, *temporary.rglob("*")):  # mkdtemp makes private folders
             path.chmod(0o755 if path.is_dir() else 0o644)
         if directory.exists():

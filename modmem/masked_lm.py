@@ -9,6 +9,7 @@ import contextlib
 import copy
 import hashlib
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -354,17 +355,24 @@ def _is_there(package: str) -> bool:
         return find_spec(package) is not None
     return False
 
+# %% ../nbs/1_method/14_masked_lm.ipynb #check-hub
+def _answers(address: str, seconds: float) -> bool:
+    "Whether a server answers in time; to look up its name, which no timeout ends, may take long."
+    answers = []
 
-def _hub_answers() -> bool:
-    from huggingface_hub import constants
+    def ask() -> None:
+        try:
+            urlopen(Request(address, method="HEAD"), timeout=seconds).close()
+        except HTTPError:  # an answer, too
+            pass
+        except OSError:
+            return
+        answers.append(True)
 
-    try:
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=3).close()
-    except HTTPError:  # an answer, too
-        return True
-    except OSError:
-        return False
-    return True
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return bool(answers)
 
 
 def _check_hub(source: str | Path) -> None:
@@ -373,7 +381,7 @@ def _check_hub(source: str | Path) -> None:
 
     if Path(source).exists() or isinstance(try_to_load_from_cache(str(source), "config.json"), str):
         return
-    if constants.HF_HUB_OFFLINE or not _hub_answers():
+    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT, seconds=2.5):
         raise DataError(f"no such folder, no model of this name in the cache, and {constants.ENDPOINT} does not answer", source)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #load-masked-lm
@@ -384,16 +392,16 @@ def load_masked_lm(
 ) -> MaskedLM:
     "Load a model of any family in `ARCHITECTURES` with its own tokenizer, in float32 and with dropout off."
     source = SYNTHETIC if str(name_or_directory) == "synthetic" else name_or_directory
-    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a fresh head is the same at every load
-        try:
-            _check_hub(source)
+    try:
+        _check_hub(source)  # before transformers, whose import takes seconds
+        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a fresh head is the same at every load
             model, report, tokenizer = _read_model(source, block_pattern)
-        except DataError:
-            raise
-        except Exception as error:  # transformers, tokenizers and safetensors raise nearly anything
-            reason = _explain(error)
-            raise DataError(f"no usable model found there: {reason}", source) from None
+    except DataError:
+        raise
+    except Exception as error:  # transformers, tokenizers and safetensors raise nearly anything
+        reason = _explain(error)
+        raise DataError(f"no usable model found there: {reason}", source) from None
     _check_weights(model, report["missing_keys"], report["unexpected_keys"], source)
     _check_tokenizer(model, tokenizer, source)
     _check_finite(model, source)

@@ -56,6 +56,9 @@ def _modmem(version: Annotated[bool, typer.Option("--version", callback=_print_v
     "Modify facts in masked language models, and little else."
     _escape_unprintable()
 
+# %% ../nbs/6_commands/07_options.ipynb #say
+_LONGEST = 1000  # characters of a line that people read
+
 
 def require(fulfilled: bool, otherwise: str) -> None:
     "Refuse options that do not go together."
@@ -64,7 +67,9 @@ def require(fulfilled: bool, otherwise: str) -> None:
 
 
 def say(message: str) -> None:
-    typer.echo(f"modmem: {' '.join(message.splitlines())}", err=True)
+    "Tell people something: one line, without the middle of a document that it may quote."
+    line = " ".join(message.splitlines())
+    typer.echo(f"modmem: {line if len(line) <= _LONGEST else f'{line[: _LONGEST - 200]} ... {line[-200:]}'}", err=True)
 
 # %% ../nbs/6_commands/07_options.ipynb #progress
 class _Log(logging.Handler):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from .batches import EncodedEvidence, MaskedBatch, encode_evidence, make_batch
+from .batches import EncodedEvidence, MaskedBatch, encode_evidence, find_end, make_batch
 from .facts import Evidence
 from .files import DataError, check_whole, load_record, save_record
 from .finetuning import BatchOrder, keyed_generator, learning_rate_at, slot_loss, train_steps
@@ -51,7 +51,7 @@ _AT_ONCE = 10_000  # sentences that are tokenized together
 def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], max_length: int) -> list[EncodedEvidence]:
     "Tokenize; an evidence has its slots, a plain sentence none yet. Empty sentences and literal mask tokens are left out."
     tokenizer, limit = masked_lm.tokenizer, min(max_length, masked_lm.max_length)
-    plain = [sentence for sentence in sentences if isinstance(sentence, str)]
+    plain = [sentence[: find_end(sentence, limit)] for sentence in sentences if isinstance(sentence, str)]  # a document is not tokenized for its start
     parts = (plain[start : start + _AT_ONCE] for start in range(0, len(plain), _AT_ONCE))
     ids = (ids for part in parts for ids in tokenizer(part, truncation=True, max_length=limit)["input_ids"])
     salient = iter(encode_evidence(tokenizer, [sentence for sentence in sentences if isinstance(sentence, Evidence)], limit))
@@ -83,7 +83,7 @@ def reinitialize(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = type(masked_lm.model)(masked_lm.model.config)
-    return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer)
+    return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer, masked_lm.architecture)
 
 # %% ../nbs/2_data/04_pretraining.ipynb #checkpoint
 def _describe_run(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], config: PretrainingConfig) -> dict:

@@ -8,6 +8,7 @@ __all__ = ['COSTS', 'write_row', 'read_row', 'load_results']
 # %% ../nbs/5_experiments/03_rows.ipynb #imports
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -33,15 +34,16 @@ def write_row(
 def read_row(
     store: Path,  # folder
     key: str,  # of the run
-) -> dict | None:  # None if it is not there
+) -> dict | None:  # None if it is not there, or was cut and has to be computed again
     "Read a row of a store."
     path = store / f"{key}.json"
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise DataError(f"expected one JSON object, {error}", path) from None
+    except ValueError:
+        warnings.warn(f"{path}: this row was cut, and counts as not computed", stacklevel=2)
+        return None
     if not isinstance(row, dict) or row.get("key") != key or row.get("status") not in ("done", "failed"):
         raise DataError("expected a row of a sweep, with its key and status", path)
     return {name: float(value) if value in _NOT_FINITE else value for name, value in row.items()}
@@ -93,7 +95,8 @@ def load_results(
         tables.append(pd.read_csv(rows, dtype=str).fillna({"error": "", "warning": ""}))  # numbers below, exactly
     if store is not None:
         found = {path.stem for path in Path(store).glob("*.json") if not path.name.startswith(".")}
-        tables.append(pd.DataFrame([read_row(Path(store), key) for key in sorted(found if wanted is None else found & wanted)]))
+        read = (read_row(Path(store), key) for key in sorted(found if wanted is None else found & wanted))
+        tables.append(pd.DataFrame([row for row in read if row is not None]))
     tables = [table if wanted is None else table[table["key"].isin(wanted)] for table in tables if len(table)]
     tables = [table.dropna(axis=1, how="all") for table in tables if len(table)]
     return _tidy(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame({"key": [], "status": []}, dtype=str)

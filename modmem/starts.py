@@ -168,9 +168,9 @@ class Start:
 
 # %% ../nbs/5_experiments/00_starts.ipynb #make-once
 def _make_once(folder: Path, settings: dict, make: Callable[[], tuple[MaskedLM, dict]]) -> dict:
-    "Make a model's folder unless it is there; its record: settings, hash of the weights, and what `make` adds."
+    "Make a model's folder unless it is there with its weights; its record: settings, hash of the weights, and what `make` adds."
     with exclusively(folder.parent / "locks" / folder.name):
-        if not folder.is_dir():
+        if not (folder / "model.safetensors").is_file():
             masked_lm, more = make()
             record = {"settings": settings, "weights": hash_weights(masked_lm), **more}
             with write_folder_atomically(folder, marker="start.json") as temporary:

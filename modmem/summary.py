@@ -7,50 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pandas as pd
-import torch
 
 from .batches import EncodedEvidence
 from .edits import UNKNOWN
+from .evaluation import read_log_probabilities, score_objects
 from .facts import Evidence
-from .masked_lm import MaskedLM, score_slots
+from .masked_lm import MaskedLM
 from .modification import ModifiedBenchmark
 from .tables import write_table
 
 # %% auto #0
-__all__ = ['Score', 'score_objects', 'answer_freely', 'describe_sentences', 'describe_changes', 'write_card']
-
-# %% ../nbs/6_commands/05_summary.ipynb #score
-@dataclass(frozen=True)
-class Score:
-    "What a model makes of an evidence."
-    answer: str  # as many pieces as the object has
-    probability: float  # of the object
-    rank: int  # of the object's worst piece; 1: the object is the answer
-
-
-def _slot_scores(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> list[torch.Tensor]:
-    "Log-probabilities at the slots of each evidence, (L, V) each."
-    found: list = [None] * len(encoded)
-    for positions, scores, sizes in score_slots(masked_lm, encoded):
-        for position, some in zip(positions, scores.log_softmax(-1).cpu().split(sizes)):
-            found[position] = some
-    return found
-
-
-def score_objects(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> list[Score]:
-    "Score the objects of some evidence."
-    found = []
-    for start in range(0, len(evidence), 128):  # the vocabulary's scores of so many at a time
-        encoded = masked_lm.encode(evidence[start : start + 128])
-        for one, scores in zip(encoded, _slot_scores(masked_lm, encoded)):
-            own = scores.gather(1, torch.tensor(one.labels)[:, None])
-            rank = int((scores > own).sum(dim=1).max()) + 1
-            answer = masked_lm.tokenizer.decode(scores.argmax(-1).tolist()).strip()
-            found.append(Score(answer, math.exp(own.double().sum().item()), rank))
-    return found
+__all__ = ['answer_freely', 'describe_sentences', 'describe_changes', 'write_card']
 
 # %% ../nbs/6_commands/05_summary.ipynb #free-answers
 def _with_masks(one: EncodedEvidence, count: int, mask: int, limit: int) -> EncodedEvidence:
@@ -74,7 +44,7 @@ def answer_freely(
     for start in range(0, len(encoded), 128):
         for count in range(1, most_pieces + 1):
             asked = [_with_masks(one, count, mask, masked_lm.max_length) for one in encoded[start : start + 128]]
-            for place, scores in enumerate(_slot_scores(masked_lm, asked), start=start):
+            for place, scores in enumerate(read_log_probabilities(masked_lm, asked), start=start):
                 values, pieces = scores.max(-1)
                 best[place] = max(best[place], (values.mean().item(), tuple(pieces.tolist())))
     return [(masked_lm.tokenizer.decode(list(pieces)).strip(), list(pieces) == one.labels) for (_, pieces), one in zip(best, encoded)]

@@ -3,7 +3,10 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
 
+import contextlib
 import random
+import shutil
+import subprocess
 import sys
 
 import hypothesis
@@ -55,3 +58,21 @@ def tiny(store):
 
     load_pretrained("tiny", Places(store / "cache"))
     return store / "cache" / Start("tiny", "pretrained").key
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A disk of eight megabytes, and what fills it to the last byte."
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True).returncode == 0
+    if not mounted:
+        pytest.skip("may not mount a disk")
+
+    def fill():
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+            while file.write(b"\0" * 4096):
+                pass
+
+    yield folder, fill
+    subprocess.run(["umount", "--lazy", folder], check=True)

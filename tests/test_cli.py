@@ -137,6 +137,10 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("pretrain", "--synthetic", "--init", "synthetic", "--output", "O"): "expected either --synthetic",
     ("pretrain", "--synthetic", "--recipe", "huge", "--output", "O"): "'huge' is not one of 'base', 'large', 'albert', 'plain'",
     ("pretrain", "--corpus", "E", "--init", "synthetic", "--recipe", "large", "--output", "O"): "--recipe goes with --synthetic",
+    ("pretrain", "--synthetic", "--block-pattern", "a.b", "--output", "O"): "--block-pattern go with --corpus",
+    ("pretrain", "--synthetic", "--lenient", "--output", "O"): "--lenient goes with --trex",
+    ("edit", "synthetic", "E", *EDIT, "--lenient", "--output", "O"): "--lenient goes with a dataset: --guard trex:DIR or zsre:FILE",
+    ("edit", "synthetic", "E", *EDIT, "--lenient", "--guard", "E", "--output", "O"): "--lenient goes with a dataset",
     ("reproduce", "tabel_3"): "there is no artefact 'tabel_3'; did you mean table_3",
     ("reproduce", "table_3", "-p", "num_modifed", "8"): "no parameter 'num_modifed'; did you mean num_modified",
     ("reproduce", "table_3", "-p", "num_modified", "many"): "-p num_modified: expected int, found 'many'",
@@ -226,6 +230,13 @@ def test_names_known_without_torch_are_the_librarys():
 
     need_unmodified_evidence = {norm for norm in CONSTRAINTS if norm.startswith("fisher")}  # which a list of edits has not
     assert set(get_args(editing._Norm)) == set(CONSTRAINTS) - need_unmodified_evidence and set(inputs._FAMILIES) == set(ARCHITECTURES)
+
+
+def test_a_document_is_not_quoted_whole(run, edits, small_world):
+    write_edits(edits, edit_line(small_world, evidence=["calton " * 10_000 + "[MASK] ."], test=[]))
+    code, _, errors = run("evaluate", "synthetic", edits)
+    lines = errors.splitlines()
+    assert code == 0 and any("contains its own answer, 'calton'" in line for line in lines) and all(len(line) < 1100 for line in lines), errors[:3000]
 
 
 def test_the_command_says_its_version(run):
@@ -449,7 +460,8 @@ def test_pretraining_tells_its_course_and_may_halve_the_weights(run, tmp_path, c
     record = json.loads((tmp_path / "half" / "pretraining.json").read_text())
     assert [point["step"] for point in record["course"]] == [2, 4, 5] and record["config"]["steps"] == 5
     assert all(0 <= point["accuracy"] <= 100 and 0 < point["loss"] < 50 for point in record["course"])
-    assert run(*command, "whole")[0] == 0
+    code, output, _ = run(*command, "whole", "--json")
+    assert code == 0 and json.loads(output)["sentences"] == 2 and output.count("\n") == 1
     from modmem.masked_lm import load_masked_lm
 
     half, whole = (load_masked_lm(tmp_path / name) for name in ("half", "whole"))

@@ -1,4 +1,5 @@
 """Every model family: transformers' own logits, a pass that can be cut, exact blocks, and edits that come and go."""
+import json
 import warnings
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from tiny_families import FAMILIES, tiny_family, word_piece
 from tiny_models import WORLD, ask, assert_cuts_change_nothing, same_weights
 
+from modmem import cli
 from modmem.architectures import ARCHITECTURES, find_architecture, find_block_lists
 from modmem.batches import encode_evidence
 from modmem.blocks import select_parameters
@@ -15,6 +17,7 @@ from modmem.files import DataError
 from modmem.finetuning import slot_loss
 from modmem.masked_lm import copy_with_own, load_masked_lm, predict_pieces, save_masked_lm
 from modmem.modification import sample_modifications
+from modmem.pretraining import reinitialize
 
 MODIFIED = sample_modifications(WORLD, num_modified=6, seed=0)
 
@@ -270,3 +273,23 @@ def test_an_unknown_family_is_edited_by_the_name_of_its_blocks(tmp_path):
     broken.roformer.encoder.layer[0].register_forward_pre_hook(lambda module, args: (args[0] * torch.rand(1), *args[1:]))
     with pytest.raises(ValueError, match="cannot be run on their own"):
         read_architecture(broken, name)
+
+
+def test_every_command_takes_the_name_of_the_blocks_of_an_unknown_family(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("modmem.world.make_world", lambda *_, **__: WORLD)
+    tiny_roformer(tmp_path / "model")
+    (tmp_path / "corpus.txt").write_text("ada was born in barton .\n")
+    fact = WORLD.facts[0]
+    line = {"subject": fact.subject, "relation": fact.relation, "object": fact.object, "new_object": WORLD.facts[8].object, "evidence": [f"{fact.subject} was born in {MASK} ."]}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(line) + "\n")
+    commands = [
+        ["edit", "model", "edits.jsonl", "--blocks", "1", "--radius", "inf", "--steps", "1", "--output", "edit.safetensors"], ["evaluate", "model", "edits.jsonl", "--edit", "edit.safetensors"],
+        ["apply", "model", "edit.safetensors", "--output", "edited"], ["finetune", "model", "--synthetic", "--steps", "1", "--output", "finetuned"],
+        ["pretrain", "--init", "model", "--corpus", "corpus.txt", "--steps", "1", "--output", "pretrained"],
+    ]
+    for command in commands:
+        assert cli.main(command) == 2 and "model_type" in capsys.readouterr().err, command
+        assert cli.main([*command, "--block-pattern", "roformer.encoder.layer"]) == 0, capsys.readouterr().err
+    one = reinitialize(load_masked_lm("finetuned", block_pattern="roformer.encoder.layer"))
+    assert len(one.blocks) == 3

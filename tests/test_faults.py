@@ -17,6 +17,7 @@ from modmem.batches import keep_unseen
 from modmem.facts import MASK, Benchmark
 from modmem.files import DataError
 from modmem.masked_lm import MaskedLM, load_masked_lm, save_masked_lm
+from modmem.stack import load_edit
 
 WORDS = "paris rome the is capital of in italy france spain a tower by agnes . , - new york".split()
 LINE = {
@@ -275,7 +276,7 @@ def test_a_hub_id_without_a_network(place, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
     began = time.monotonic()
     assert "http://127.0.0.1:1 does not answer" in refused(capsys, "evaluate", "somebody/something", "edits.jsonl")
-    assert time.monotonic() - began < 4 and not module._hub_answers()
+    assert time.monotonic() - began < 4 and not module._answers("http://127.0.0.1:1", 2.5)
 
 
 def test_edits_are_read_from_a_pipe(place):
@@ -363,3 +364,22 @@ def test_a_model_that_was_removed_and_a_place_where_nothing_can_be_written(place
     (place / "model" / "model.safetensors").unlink()
     assert "expected weights in *.safetensors" in refused(capsys, *command, "--output", "edit.safetensors")
     assert (place / "edit.safetensors").read_bytes() == before
+
+
+# Full disks
+
+def test_a_full_disk_is_told_in_one_line_and_what_was_there_stays(place, capsys, small_disk):
+    build("model")
+    write(LINE)
+    disk, fill = small_disk
+    edit = ["edit", "model", "edits.jsonl", *EDIT[:-1]]
+    assert run(capsys, *edit, "edit.safetensors")[0] == run(capsys, *edit, disk / "edit.safetensors", "--seed", "1")[0] == 0
+    kept = (disk / "edit.safetensors").read_bytes()
+    fill()
+    for command in ([*edit, disk / "edit.safetensors"], [*edit, disk / "new.safetensors"], ["apply", "model", "edit.safetensors", "--output", disk / "new"]):
+        message = refused(capsys, *command)
+        assert message.endswith(": cannot be written, No space left on device") and str(command[-1]) in message
+    assert (disk / "edit.safetensors").read_bytes() == kept and sorted(path.name for path in disk.iterdir()) == ["edit.safetensors", "filler"]
+    (disk / "filler").unlink()
+    assert run(capsys, *edit, disk / "edit.safetensors")[0] == 0
+    assert load_edit(disk / "edit.safetensors").record["edited_hash"] == load_edit("edit.safetensors").record["edited_hash"]

@@ -1,5 +1,6 @@
 """Errors that name their place; files and folders that are whole or absent; tensors with a record."""
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -187,6 +188,12 @@ with write_atomically(sys.argv[1]) as temporary, temporary.open("w") as content:
     print("written", flush=True)
     time.sleep(60)
 """
+
+
+def test_an_error_goes_from_one_process_to_another():
+    error = DataError("expected text", "facts.jsonl", 3, "evidence[0]")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) == "facts.jsonl:3: field 'evidence[0]': expected text" and vars(again) == vars(error)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")

@@ -7,16 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 from test_cli import FEW, edit_line, edits, one_line, run, saved, small_world, write_edits  # noqa: F401: fixtures
+from test_leniency import NO_MASK, trex_record, write_trex
 from tiny_models import WORLD, ask, tiny_albert, tiny_bert
 
 from modmem.editor import Edit, ModificationConfig
+from modmem.evaluation import score_objects
 from modmem.facts import Evidence, Fact
 from modmem.files import DataError
 from modmem.guard import choose_settings, hold_out, list_blocks, make_guard, read_guard
 from modmem.masked_lm import hash_weights, load_masked_lm
 from modmem.modification import sample_modifications
 from modmem.stack import HalfEdit, find_conflict, halve_edit, list_layers, load_edit, read_config, remove_edit, save_edit, stack_edits
-from modmem.summary import answer_freely, describe_changes, score_objects
+from modmem.summary import answer_freely, describe_changes
 
 FIRST = ["--blocks", "0", "--radius", "0.01", "--steps", "2", "--learning-rate", "3e-3"]
 
@@ -90,6 +92,14 @@ def test_blocks_and_radius_are_chosen_and_a_single_evidence_is_told(run, edits, 
     assert len(results["tries"]) == 16 and {str(one["blocks"]) for one in results["tries"]} == {"0", "2", "3", "all"}
     assert (results["blocks"], results["radius"]) in [(one["blocks"], str(one["radius"]) if one["radius"] else "inf") for one in results["tries"]]
     assert results["guard"]["questions"] < 44
+
+
+def test_a_guard_may_leave_out_what_is_bad(run, edits):
+    folder = write_trex(edits.parent / "data", [*(trex_record(number, obj_label="calton") for number in range(6)), trex_record(9, obj_label="calton", evidences=NO_MASK[:1])])
+    command = ["edit", "synthetic", edits, *FEW[:4], "--steps", "1", "--guard", f"trex:{folder}", "--max-drop", "100", "--output", "e.safetensors"]
+    assert "field 'masked_sentence'" in (line := one_line(*run(*command))) and line.endswith("(--lenient leaves it out)")
+    code, output, errors = run(*command, "--lenient", "--json")
+    assert code == 0 and json.loads(output)["guard"]["questions"] == 6 and "left out" in errors, errors
 
 
 REFUSED = {
@@ -246,8 +256,8 @@ def test_three_edits_are_stacked_in_one_ball_listed_and_removed_in_any_order(run
         return load_edit(f"made{len(numbers) - 1}.safetensors").record
 
     for gone, others in ((1, (1, 2)), (2, (0, 2)), (3, (0, 1))):
-        code, _, errors = run("remove", "synthetic", "3.safetensors", gone, "--output", "left.safetensors")
-        assert code == 0, errors
+        code, output, errors = run("remove", "synthetic", "3.safetensors", gone, "--output", "left.safetensors", "--json")
+        assert code == 0 and json.loads(output)["edits"] == 2, errors
         left, made = load_edit("left.safetensors").record, alone(*others)
         assert left["edited_hash"] == made["edited_hash"] and left["layers"] == made["layers"]
     assert "expected the number of one of several edits" in one_line(*run("remove", "synthetic", "1.safetensors", 1, "--output", "left.safetensors"))

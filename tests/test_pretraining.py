@@ -268,3 +268,21 @@ def test_reinitialized_model_has_the_same_shape_and_other_weights(family):
     ours, theirs = dict(blank.model.named_parameters()), dict(masked_lm.model.named_parameters())
     assert not any(same_bits(ours[name], theirs[name]) for name in ours if ours[name].std() > 0)
     assert blank.model.get_output_embeddings().weight is blank.model.get_input_embeddings().weight
+
+
+def test_a_document_is_cut_before_it_is_tokenized():
+    masked_lm, given = tiny_bert(), []
+
+    class Watch:
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def __call__(self, texts, **options):
+            given.extend(texts)
+            return tokenizer(texts, **options)
+
+    tokenizer, masked_lm.tokenizer = masked_lm.tokenizer, Watch()
+    document = " ".join(["ada ( the painter ) was born in barton ."] * 10_000)
+    [encoded] = _encode_sentences(masked_lm, [document], 24)
+    assert encoded.input_ids == tokenizer(document, truncation=True, max_length=24)["input_ids"] and len(encoded.input_ids) == 24
+    assert [len(text) < 400 for text in given] == [True]

@@ -126,6 +126,20 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whol
     pd.testing.assert_frame_equal(results(), every[every["key"].isin(results()["key"])].reset_index(drop=True))
 
 
+def test_a_full_disk_stops_a_sweep_in_one_line_and_no_row_is_lost(whole, run, small_disk):
+    disk, fill = small_disk
+    shutil.move("_runs", disk / "_runs")
+    Path("_runs").symlink_to(disk / "_runs")
+    fill()
+    code, output, errors = run("tradeoff", "--shard", "1/2")
+    assert code == 2 and not output and errors.count("\n") == 1 and "cannot be written, No space left on device" in errors, errors
+    assert not list(Path("_runs/paper").glob("*.json"))
+    (disk / "filler").unlink()
+    assert run("tradeoff", "--shard", "1/2")[0] == 0
+    ours, every = (load_results(**place).drop(columns=[*COSTS]) for place in ({"store": Path("_runs/paper")}, {"rows": whole / "figures" / "synthetic" / "rows.csv"}))
+    pd.testing.assert_frame_equal(ours, every[every["key"].isin(ours["key"])].reset_index(drop=True))
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_no_row_is_lost(whole, notebooks, run, tmp_path, without_kernel, kills=30):
     expected, draw, killed, lost, before = contents(whole / "figures" / "synthetic"), random.Random(0), 0, 0, {}

@@ -1,6 +1,7 @@
 """Starting points by recipe: the same settings find the same model, made once, whoever asks."""
 import json
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -145,6 +146,15 @@ def test_ft_is_made_once_and_found_by_the_next_process(places, count):
     assert record["settings"] == json.loads(json.dumps(FT.settings))
     find_start(replace(FT, finetuning=replace(TRAINING, seed=1)), places)
     assert len(trained) == 2
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "."])
+def test_a_checkpoint_that_was_removed_is_made_again(places, lost):
+    _, hashes = find_start(FT, places)
+    path = places.cache / FT.key / lost
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    forget()
+    assert find_start(FT, places)[1] == hashes and (places.cache / FT.key / "model.safetensors").is_file()
 
 
 def test_pretrained_is_the_model_as_it_is_and_ri_has_its_shape_only(places, mine):

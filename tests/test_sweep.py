@@ -231,6 +231,18 @@ def test_what_is_no_row_is_named_and_what_is_half_written_is_overlooked(invented
         load_results(rows=tmp_path / "rows.csv")
 
 
+@pytest.mark.parametrize("left", [0, 9, -3])
+def test_a_row_that_was_cut_is_computed_again(invented, tmp_path, left):
+    expected = run_sweep(GRID, tmp_path)
+    path = tmp_path / f"{GRID[0].key}.json"
+    path.write_text(path.read_text()[:left])
+    invented.clear()
+    with pytest.warns(UserWarning, match=f"{GRID[0].key}.json: this row was cut"):
+        again = run_sweep(GRID, tmp_path)
+    assert [run.key for run in invented] == [GRID[0].key]
+    pd.testing.assert_frame_equal(without_time(again), without_time(expected))
+
+
 def test_rows_are_json_that_any_program_reads(invented, tmp_path):
     run_sweep([make_run(**{**SHORT, "radius": math.inf, "seed": 100})], tmp_path)
     text = (tmp_path / files(tmp_path)[0]).read_text()
