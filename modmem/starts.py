@@ -124,7 +124,10 @@ RECIPES = {  # name of a world's model -> how it is made
     "base_1": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=1)),
     "base_2": replace(FAITHFUL, pretraining=replace(FAITHFUL.pretraining, seed=2)),
     "large": replace(FAITHFUL, num_blocks=8, pretraining=replace(FAITHFUL.pretraining, learning_rate=1e-3)),
-    "albert": replace(FAITHFUL, family="albert"),
+    "albert": replace(
+        FAITHFUL, family="albert", hidden_size=192, intermediate_size=768,  # one block for all, hence a wider one
+        pretraining=replace(FAITHFUL.pretraining, learning_rate=1.5e-3),
+    ),
     "plain": WorldRecipe(),
     "tiny": WorldRecipe(
         num_blocks=2, hidden_size=32, intermediate_size=64, num_heads=2, num_sentences=2000, num_background=16, num_subjects=24,
