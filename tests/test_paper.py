@@ -62,7 +62,7 @@ def test_rows_that_are_there_are_not_computed_again_and_one_that_fails_is_not_ru
 
 
 def test_figure_4_has_standard_deviations_over_numbers_of_modified_facts(folder):
-    parameters = {"nums_modified": [2, 40], **TINY}
+    parameters = {"nums_modified": [2, 40], "blocks": ["all"], **TINY}
     csv, text, record = run("figure_4", folder, **parameters)
     assert list(csv) == ["blocks", "start", "num_modified", *with_errors([*MEANS, "steps"], "sd")]
     assert csv["num_modified"].tolist() == [2, 40] * 3 and csv["start"].tolist() == ["RI", "RI", "pretrained", "pretrained", "FT", "FT"]
@@ -164,7 +164,7 @@ def test_baselines_say_how_much_modified_facts_changed(folder):
 
 
 def test_the_control_trains_equally_long_for_every_number_of_facts(folder):
-    parameters = {"nums_modified": [2, 40], "radii": [0.2, math.inf], "steps": 11, **TINY}
+    parameters = {"nums_modified": [2, 40], "radii": [0.2, math.inf], "steps": 11, "blocks": ["all"], **TINY}
     csv, _, record = run("equal_steps", folder, **parameters)
     assert csv["steps"].tolist() == [10, 12, 11, 11] * 2 and csv["num_modified"].tolist() == [2, 40] * 4
     assert csv["radius"].tolist() == [0.2] * 4 + [math.inf] * 4 and csv["rule"].nunique() == 2
@@ -258,7 +258,7 @@ def test_table_5_has_the_groups_of_fae_and_a_second_point_of_awt_beside_the_pape
 
 
 def test_table_6_has_thresholds_beside_fine_tuning_and_says_which_labels_were_lost(folder):
-    parameters = {"radii": [0.02], "quantiles": [0.0, 0.5, 1.0], "remembered": ["modified", "all"], "num_modified": 4, **TINY}
+    parameters = {"blocks": [0], "radii": [0.02], "quantiles": [0.0, 0.5, 1.0], "remembered": ["modified", "all"], "num_modified": 4, **TINY}
     csv, text, record = run("table_6", folder, **parameters)
     neighbors = ["lost_sharing", "lost_sharing_se", "lost_others", "lost_others_se", "epsilon_used", "within_epsilon"]
     assert list(csv) == ["start", "method", "setting", *with_errors(MEANS), *neighbors] and set(csv["start"]) == {"pretrained"}
@@ -283,7 +283,7 @@ def test_table_6_has_thresholds_beside_fine_tuning_and_says_which_labels_were_lo
 
 
 def test_table_6_takes_several_starts(folder):
-    csv, text, _ = run("table_6", folder, **{"radii": [0.02], "quantiles": [0.0, 1.0], "num_modified": 4, **TINY, "starts": ["pretrained", "RI"]})
+    csv, text, _ = run("table_6", folder, **{"blocks": [0], "radii": [0.02], "quantiles": [0.0, 1.0], "num_modified": 4, **TINY, "starts": ["pretrained", "RI"]})
     assert csv["start"].tolist() == ["pretrained"] * 3 + ["RI"] * 3 and csv["setting"].tolist()[:3] == csv["setting"].tolist()[3:]
     assert csv.loc[csv["start"] == "RI", "unmodified_accuracy"].max() < csv["unmodified_accuracy"].max()
     assert "on pretrained and on RI" in text
