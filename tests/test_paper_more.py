@@ -1,4 +1,5 @@
 """Three more paper notebooks, run on a world of two dozen people: other constraints, an ablation, the choice of the radius."""
+import json
 import math
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from paper_notebooks import MEANS, TINY, assert_means, assert_whole, folder, list_runs, load_rows, run, table, with_errors  # noqa: F401
 
+AT_THE_EDGE = {"editors", "editors_curves"}  # what no wider grid has settled: figures/README.md says why
 WORLD = {"num_modified": 4, **TINY}
 CONSTRAINTS = {
     "radii": {"linf": [0.05, 0.2], "fisher_batch": [0.005, 0.05]}, "weights": {"ewc": [1000.0, 10.0]}, "block": 1,
@@ -128,3 +130,9 @@ def test_rows_that_are_there_need_no_data():
     cli._check_needs(artefacts, Path("absent"), shipped, "cpu", "local", "")
     with pytest.raises(Exception, match="table_3 asks for rows on trex, which needs --trex"):
         cli._check_needs(artefacts, Path("absent"), None, "cpu", "local", "")
+
+
+def test_no_radius_chosen_in_the_world_lies_at_the_edge_of_its_grid():
+    folder = Path(__file__).parents[1] / "figures" / "synthetic"
+    cuts = {path.stem: [cut for cut in json.loads(path.read_text(encoding="utf-8")).get("cuts", ()) if "at the edge" in cut] for path in folder.glob("*.json")}
+    assert len(cuts) > 15 and {name for name, found in cuts.items() if found} <= AT_THE_EDGE
