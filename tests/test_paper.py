@@ -312,7 +312,7 @@ def test_the_gain_is_measured_at_every_place_of_an_axis_and_axes_share_rows_wher
     parameters = {"axes": axes, "block": 1, "radii": [0.02], "num_modified": 4, **TINY}
     csv, text, record = run("gain_axes", folder, **parameters)
     rows = load_rows("gain_axes", folder, **parameters)
-    assert csv["axis"].tolist() == ["evidence"] * 2 + ["FT"] * 2 and csv["value"].tolist() == ["any", "at least 2", "60 steps", "30 steps"]
+    assert csv["axis"].tolist() == ["evidence"] * 2 + ["FT"] * 2 and csv["place"].tolist() == ["any", "at least 2", "60 steps", "30 steps"]
     assert len(rows) == 3 * len(rows[rows["finetuning_steps"] == 30]) and (csv.loc[0, "gain"], csv.loc[0, "radius"]) == (csv.loc[2, "gain"], csv.loc[2, "radius"])
     here = rows[(rows["facts"] == "reported") & (rows["finetuning_steps"] == 30)].set_index("seed")
     free, ball = (here[here["radius"] == radius] for radius in (math.inf, csv["radius"][3]))
