@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -95,23 +95,18 @@ class Score:
     rank: int  # of the object's worst piece; 1: the object is the answer
 
 # %% ../nbs/1_method/15_evaluation.ipynb #read-slots
-def read_log_probabilities(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> list[torch.Tensor]:  # for each evidence (L, V)
-    "Read the log-probabilities of all pieces at the slots of each evidence."
-    found: list = [None] * len(encoded)
+def read_log_probabilities(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> Iterator[tuple[int, torch.Tensor]]:  # position of an evidence, (L, V)
+    "Read the log-probabilities of all pieces at the slots of each evidence, a batch at a time."
     for positions, scores, sizes in score_slots(masked_lm, encoded):
-        for position, some in zip(positions, scores.log_softmax(-1).cpu().split(sizes)):
-            found[position] = some
-    return found
+        yield from zip(positions, scores.log_softmax(-1).cpu().split(sizes))
 
 # %% ../nbs/1_method/15_evaluation.ipynb #score-objects
 def score_objects(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> list[Score]:
     "Score the objects of some evidence."
-    found = []
-    for start in range(0, len(evidence), 128):  # the vocabulary's scores of so many at a time
-        encoded = masked_lm.encode(evidence[start : start + 128])
-        for one, scores in zip(encoded, read_log_probabilities(masked_lm, encoded)):
-            own = scores.gather(1, torch.tensor(one.labels)[:, None])
-            rank = int((scores > own).sum(dim=1).max()) + 1
-            answer = masked_lm.tokenizer.decode(scores.argmax(-1).tolist()).strip()
-            found.append(Score(answer, math.exp(own.double().sum().item()), rank))
+    encoded, found = masked_lm.encode(evidence), [None] * len(evidence)
+    for position, scores in read_log_probabilities(masked_lm, encoded):
+        own = scores.gather(1, torch.tensor(encoded[position].labels)[:, None])
+        rank = int((scores > own).sum(dim=1).max()) + 1
+        answer = masked_lm.tokenizer.decode(scores.argmax(-1).tolist()).strip()
+        found[position] = Score(answer, math.exp(own.double().sum().item()), rank)
     return found

@@ -41,12 +41,10 @@ def answer_freely(
     "Fill the slot with as many pieces, up to `most_pieces`, as have the best mean log-probability."
     best: list = [(-math.inf, ())] * len(evidence)
     encoded, mask = masked_lm.encode(evidence), masked_lm.tokenizer.mask_token_id
-    for start in range(0, len(encoded), 128):
-        for count in range(1, most_pieces + 1):
-            asked = [_with_masks(one, count, mask, masked_lm.max_length) for one in encoded[start : start + 128]]
-            for place, scores in enumerate(read_log_probabilities(masked_lm, asked), start=start):
-                values, pieces = scores.max(-1)
-                best[place] = max(best[place], (values.mean().item(), tuple(pieces.tolist())))
+    for count in range(1, most_pieces + 1):
+        for place, scores in read_log_probabilities(masked_lm, [_with_masks(one, count, mask, masked_lm.max_length) for one in encoded]):
+            values, pieces = scores.max(-1)
+            best[place] = max(best[place], (values.mean().item(), tuple(pieces.tolist())))
     return [(masked_lm.tokenizer.decode(list(pieces)).strip(), list(pieces) == one.labels) for (_, pieces), one in zip(best, encoded)]
 
 # %% ../nbs/6_commands/05_summary.ipynb #describe-sentences

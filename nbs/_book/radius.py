@@ -11,6 +11,7 @@ FEWEST = 3  # radii of a curve, apart from none
 ACCURACIES = {"modified_accuracy": "A_M", "unmodified_accuracy": "A_F", "average_accuracy": "mean"}
 WORLDS = {"world": "synthetic world", "world-questions": "synthetic world, questions", "trex": "real T-REx", "zsre": "real zsRE"}
 IN_THE_PAPER = {"base": "BERT-Base", "large": "BERT-Large", "albert": "ALBERT"}  # another model stands beside BERT-Base
+OTHERWISE = {"num_subjects": "{:g} people", "style_contexts": "{} sentences around", "finetuning_steps": "FT of {:g} steps"}  # said where it is not as usual
 ALSO_IN_THE_PAPER = {"world": "T-REx", "trex": "T-REx"}
 
 
@@ -20,12 +21,13 @@ def name_settings(rows: pd.DataFrame) -> list[str]:
     return [name for name in rows.columns[1:first] if name not in NOT_SETTINGS]
 
 
-def describe(row: pd.Series, last: int) -> dict[str, str]:
-    "Say what a curve is in the words of the page's menus."
+def describe(row: pd.Series, last: int, usual: pd.Series) -> dict[str, str]:
+    "Say what a curve is in the words of the page's menus; what most rows have is not said."
     block, rehearsed = row["blocks"], row["unmodified_per_modified"]
     place = {"all": "all blocks", "0": "first block (0)", str(last): f"last block ({last})"}.get(block, f"block {block}")
+    apart = [how.format(row[name]) for name, how in OTHERWISE.items() if name in row and pd.notna(row[name]) and row[name] != usual[name]]
     return {
-        "facts": WORLDS.get(row["benchmark"], row["benchmark"]),
+        "facts": ", ".join([WORLDS.get(row["benchmark"], row["benchmark"]), *apart]),
         "model": row["model"],
         "start": row["start"],
         "batches": f"FTA: {rehearsed:g} unmodified to 1 modified" if rehearsed else "FTM: modified facts alone",
@@ -75,6 +77,7 @@ def read_curves(path: Path) -> list[dict]:  # choices, before, points, paper
     "Find the curves along the radius among the rows of reported facts."
     rows = pd.read_csv(path, dtype={"blocks": str}, low_memory=False)
     rows = rows[(rows["method"] == "edit") & (rows["facts"] == "reported") & (rows["status"] == "done")]
+    usual = rows.reindex(columns=list(OTHERWISE)).mode().iloc[0]
     curves, single = [], pd.to_numeric(rows["blocks"], errors="coerce")
     for _, group in rows.groupby(name_settings(rows), dropna=False):
         last = single[rows["model"] == group["model"].iloc[0]].max()
@@ -82,7 +85,7 @@ def read_curves(path: Path) -> list[dict]:  # choices, before, points, paper
         if group.loc[group["radius"] < math.inf, "radius"].nunique() >= FEWEST:
             points = [make_point(radius, some) for radius, some in group.groupby("radius")]
             before = round(group["unmodified_accuracy_before"].mean(), 2)
-            curves.append({"choices": describe(first, last), "file": f"figures/{path.parent.name}/rows.csv", "before": before, "points": points, "paper": find_published(first, last)})
+            curves.append({"choices": describe(first, last, usual), "file": f"figures/{path.parent.name}/rows.csv", "before": before, "points": points, "paper": find_published(first, last)})
     return curves
 
 
