@@ -11,8 +11,10 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -212,31 +214,43 @@ class FinetuningConfig:
 
 # %% ../nbs/1_method/17_training.ipynb #part-losses
 _REMEMBERED = 24  # numbers that a block remembers of a token, in multiples of its hidden size; not measured: about 17 by counting for BERT (attention 7, feed-forward 10), and a margin
+_PART = 256  # what a further part costs, in tokens: between 100 and 600 were measured, by model and blocks
+
+
+def _cut(lengths: Sequence[int], most: float) -> list[int]:  # from 0 to their number
+    "Cut sorted lengths into parts of at most so many padded tokens, at the least cost: tokens, and what a part costs."
+    lengths, cost, best = np.asarray(lengths), np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, int)
+    for end in range(1, len(lengths) + 1):
+        tokens = np.arange(end, 0, -1) * lengths[end - 1]  # if the part starts at 0, 1, ...
+        costs = cost[:end] + tokens
+        costs[:-1][tokens[:-1] > most] = np.inf  # one sentence is always allowed
+        best[end] = costs.argmin()
+        cost[end] = costs[best[end]] + _PART
+    cuts = [len(lengths)]
+    while cuts[-1]:
+        cuts.append(int(best[cuts[-1]]))
+    return cuts[::-1]
 
 
 def part_losses(
     masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence],
-    budget: float | None = None,  # bytes to remember at a time; None: the model's own on a CPU, no limit elsewhere
+    budget: float | None = None,  # bytes to remember at a time; None: the model's own
 ) -> Iterator[torch.Tensor]:  # scalars that sum up to the loss of the whole
-    "Compute the loss of a batch (Eq. 1), in parts if it is large."
-    limit = budget or (masked_lm.activations_budget if masked_lm.device.type == "cpu" else math.inf)
+    "Compute the loss of a batch (Eq. 1): on a CPU in parts of similar length, elsewhere as one."
+    encoded = sorted(encoded, key=lambda sentence: len(sentence.input_ids))
     blocks = len(masked_lm.blocks) - (masked_lm.below.block if masked_lm.below else 0)
-    numbers = _REMEMBERED * masked_lm.model.config.hidden_size * blocks * max(len(sentence.input_ids) for sentence in encoded)
-    size = int(max(1, min(len(encoded), limit // (4 * numbers))))  # sentences of a part
-    for start in range(0, len(encoded), size):
-        some = encoded[start : start + size]
+    most = (budget or masked_lm.activations_budget) / (4 * _REMEMBERED * masked_lm.model.config.hidden_size * blocks)
+    on_cpu = masked_lm.device.type == "cpu"
+    cuts = _cut([len(sentence.input_ids) for sentence in encoded], most) if on_cpu else [0, len(encoded)]
+    for some in (encoded[start:stop] for start, stop in pairwise(cuts)):
         yield slot_loss(masked_lm, masked_lm.batch(some)) * (len(some) / len(encoded))
 
 # %% ../nbs/1_method/17_training.ipynb #sampler
 def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int, pool: int, seed: int) -> Callable[[int], list]:
     "A function from a step to its encoded evidence."
-
-    def tokenize(positions: Iterable[int]) -> list[EncodedEvidence]:
-        return sorted(masked_lm.encode([evidence[position] for position in positions]), key=lambda sentence: len(sentence.input_ids))
-
     lengths = [len(sentence.input_ids) for sentence in masked_lm.encode(evidence)] if pool > 1 else [1] * len(evidence)
     order = BatchOrder(lengths, batch_size, pool, seed)
-    return lambda step: tokenize(order(step))
+    return lambda step: masked_lm.encode([evidence[position] for position in order(step)])
 
 # %% ../nbs/1_method/17_training.ipynb #finetune-steps
 def finetune_steps(

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -58,6 +59,10 @@ def _attend(parts: tuple, num_heads: int, slots: torch.Tensor, hidden: torch.Ten
     return attended.transpose(1, 2).flatten(2)[places]
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #states-below
+def _count_tokens(sentence: EncodedEvidence) -> int:
+    return len(sentence.input_ids)
+
+
 class _StatesBelow:
     "What a block of a model reads, computed once for each sentence."
 
@@ -67,9 +72,14 @@ class _StatesBelow:
         self._weights = [weight for weight in masked_lm.model.parameters() if id(weight) not in above]
         self._changes, self._kept = None, None
 
-    def _compute(self, encoded: Sequence[EncodedEvidence]) -> torch.Tensor:
-        batch = self.masked_lm.batch(encoded)
-        return self.masked_lm.run_blocks(self.masked_lm.enter(batch), batch, batch.start, self.block)
+    def _compute(self, encoded: Sequence[EncodedEvidence]) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+        "Find the states of each sentence, (N, H), under its ids; never beside a longer one, whose padding moves last bits."
+        for _, same in groupby(sorted(encoded, key=_count_tokens), _count_tokens):
+            same = list(same)
+            for chunk in (same[first : first + 128] for first in range(0, len(same), 128)):
+                batch = self.masked_lm.batch(chunk)
+                states = self.masked_lm.run_blocks(self.masked_lm.enter(batch), batch, batch.start, self.block)
+                yield from zip([tuple(sentence.input_ids) for sentence in chunk], states)
 
     @torch.no_grad()
     def __call__(self, encoded: Sequence[EncodedEvidence]) -> torch.Tensor:  # (B, N, H), with dropout off
@@ -77,14 +87,13 @@ class _StatesBelow:
         if changes != self._changes:
             self._changes, self._kept = changes, PackedRows(lm.model.config.hidden_size, lm.states_budget, lm.states_folder)
         keys = [tuple(sentence.input_ids) for sentence in encoded]
-        new = list({key: sentence for key, sentence in zip(keys, encoded) if key not in self._kept}.values())
-        lengths = [len(sentence.input_ids) for sentence in new]
+        new = {key: sentence for key, sentence in zip(keys, encoded) if key not in self._kept}
         with in_mode(lm.model, training=False):
-            if sum(lengths) > self._kept.room:
-                return self._compute(encoded)
-            for positions in bucket_by_length(lengths, batch_size=128):
-                for position, states in zip(positions, self._compute([new[position] for position in positions])):
-                    self._kept.add(tuple(new[position].input_ids), states[: lengths[position]])
+            if sum(map(len, new)) > self._kept.room:
+                states = dict(self._compute(encoded))
+                return nn.utils.rnn.pad_sequence([states[key] for key in keys], batch_first=True)
+            for key, states in self._compute(list(new.values())):
+                self._kept.add(key, states)
         return self._kept.gather(keys).to(lm.device)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #masked-lm

@@ -1,5 +1,6 @@
 """The training loop, and FT, FTM and FTA on it: its loss, what is in its batches, what it changes and what it leaves alone."""
 import math
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, snapshot, tiny_bert
 
 from modmem.blocks import select_parameters
-from modmem.finetuning import _REMEMBERED, BatchOrder, FinetuningConfig, finetune, learning_rate_at, part_losses, slot_loss, train_steps
+from modmem.finetuning import _PART, _REMEMBERED, BatchOrder, FinetuningConfig, _cut, finetune, learning_rate_at, part_losses, slot_loss, train_steps
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.modification import sample_modifications
 
@@ -57,26 +58,47 @@ def test_loss_is_the_sum_over_the_pieces_of_an_answer_and_the_mean_over_sentence
 
 
 @pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("size", [1, 5, 8])
-def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(family, size):
-    masked_lm = TINY[family]()
+@pytest.mark.parametrize("size", [1, 5, 8])  # of the longest sentences in a part
+def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(family, size, monkeypatch):
+    masked_lm, batches = TINY[family](), []
     encoded = masked_lm.encode(WORLD.train[:16])
     weights = [weight for block in masked_lm.blocks for weight in block.parameters()]
-    longest = max(len(one.input_ids) for one in encoded)
-    budget = 4 * _REMEMBERED * masked_lm.model.config.hidden_size * len(masked_lm.blocks) * longest * (size + 0.5)
+    most = max(len(one.input_ids) for one in encoded) * (size + 0.5)
+    budget = 4 * _REMEMBERED * masked_lm.model.config.hidden_size * len(masked_lm.blocks) * most
+    make = MaskedLM.batch
+    monkeypatch.setattr(MaskedLM, "batch", lambda self, some: batches.append(make(self, some)) or batches[-1])
 
     def backward(budget):
         masked_lm.model.zero_grad()
+        batches.clear()
         losses = list(part_losses(masked_lm, encoded, budget))
         for loss in losses:
             loss.backward()
-        return len(losses), sum(losses).item(), [weight.grad.clone() for weight in weights if weight.grad is not None]
+        tokens = [batch.input_ids.numel() for batch in batches]
+        return tokens, sum(losses).item(), [weight.grad.clone() for weight in weights if weight.grad is not None]
 
-    (one, whole, expected), (parts, loss, found) = backward(2**60), backward(budget)
-    assert one == 1 and parts == math.ceil(len(encoded) / size) and loss == pytest.approx(whole, rel=1e-6) and expected
+    ([_], whole, expected), (tokens, loss, found) = backward(2**60), backward(budget)
+    assert len(tokens) > 1 and max(tokens) <= most and loss == pytest.approx(whole, rel=1e-6) and expected
     largest = max(gradient.abs().max() for gradient in expected)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * largest.item())
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=8), st.sampled_from([1, 300, 2000, math.inf]))
+def test_a_batch_is_cut_at_the_least_cost(lengths, most):
+    lengths = sorted(lengths)
+    places = range(1, len(lengths))
+    all_cuts = [[0, *inner, len(lengths)] for number in range(len(lengths)) for inner in combinations(places, number)]
+
+    def tokens(cuts):
+        return [(stop - start) * lengths[stop - 1] for start, stop in pairwise(cuts)]
+
+    def fits(cuts):
+        return all(size <= most or stop - start == 1 for size, (start, stop) in zip(tokens(cuts), pairwise(cuts)))
+
+    cuts = _cut(lengths, most)
+    assert fits(cuts) and cuts[0] == 0 and cuts[-1] == len(lengths)
+    assert sum(tokens(cuts)) + _PART * len(cuts) == min(sum(tokens(other)) + _PART * len(other) for other in all_cuts if fits(other))
 
 
 # batches
@@ -243,8 +265,10 @@ def test_fta_adds_unmodified_evidence_to_every_step_in_an_order_of_its_own(bert,
     config = FinetuningConfig(epochs=2, batch_size=8, unmodified_per_modified=ratio)
     finetune(bert, MODIFIED.modified_train, config, unmodified=MODIFIED.unmodified_train)
     assert len(batches) == 10 and {len(batch) for batch in batches} == {8 + rehearsal}
-    assert sorted(sum((batch[:8] for batch in batches[:5]), [])) == sorted(encode(bert, MODIFIED.modified_train))
-    rehearsed, known = sum((batch[8:] for batch in batches), []), encode(bert, MODIFIED.unmodified_train)
+    modified, known = encode(bert, MODIFIED.modified_train), encode(bert, MODIFIED.unmodified_train)
+    assert sorted(one for one in sum(batches[:5], []) if one in modified) == sorted(modified)
+    rehearsed = [one for one in sum(batches, []) if one not in modified]
+    assert {sum(one not in modified for one in batch) for batch in batches} == {rehearsal}
     assert set(rehearsed) <= set(known) and len(set(rehearsed)) == min(len(rehearsed), len(set(known)))
 
 
@@ -252,9 +276,9 @@ def test_rehearsal_is_not_shuffled_in_step_with_the_modified_evidence(bert, batc
     unmodified = MODIFIED.unmodified_train[:40]
     config = FinetuningConfig(epochs=1, batch_size=8, unmodified_per_modified=1.0)
     finetune(bert, MODIFIED.modified_train, config, unmodified=unmodified)
-    places = [[encode(bert, some).index(one) for one in sum((batch[part] for batch in batches), [])]
-              for some, part in ((MODIFIED.modified_train, slice(8)), (unmodified, slice(8, None)))]
-    assert sorted(places[0]) == sorted(places[1]) and places[0] != places[1]
+    places = [[sorted(encode(bert, some).index(one) for one in batch if one in encode(bert, some)) for batch in batches]
+              for some in (MODIFIED.modified_train, unmodified)]
+    assert sorted(sum(places[0], [])) == sorted(sum(places[1], [])) and places[0] != places[1]
 
 
 def test_fta_loss_is_the_mean_over_modified_and_unmodified_together(bert):

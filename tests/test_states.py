@@ -10,9 +10,10 @@ from modmem.blocks import select_parameters
 from modmem.editor import ModificationConfig, modify_facts
 from modmem.evaluation import evaluate
 from modmem.finetuning import FinetuningConfig, finetune
-from modmem.masked_lm import MaskedLM, copy_with_own, predict_pieces
+from modmem.masked_lm import MaskedLM, copy_with_own, load_masked_lm, predict_pieces
 from modmem.modification import sample_modifications
 from modmem.packed import PackedRows
+from modmem.world import WorldStyle, make_world
 
 MODIFIED = sample_modifications(WORLD, num_modified=8, seed=0)
 
@@ -184,6 +185,18 @@ def test_what_does_not_fit_the_budget_is_computed_again(budget, tmp_path, monkey
             for part in (encoded[:3], encoded[:40]):
                 torch.testing.assert_close(copied(copied.batch(part)), score_plainly(copied, part), rtol=0, atol=1e-5)
         assert not list(tmp_path.iterdir()), "the file has no name: it goes with the process"
+
+
+def test_an_edit_depends_neither_on_what_was_computed_before_it_nor_on_the_budget():
+    base, told, edits = load_masked_lm("synthetic"), make_world(8, style=WorldStyle()), []
+    modified = sample_modifications(told, num_modified=4, seed=0)
+    assert len({len(sentence.input_ids) for sentence in base.encode(modified.modified_train)}) > 5, "nothing would be padded"
+    for budget, before in ((2**24, ()), (2**24, told.train[:200]), (2**24, modified.modified_train), (2**16, told.train[:200])):
+        masked_lm = MaskedLM(base.model, base.tokenizer)  # which has computed nothing yet
+        masked_lm.states_budget = budget
+        predict_pieces(shake(masked_lm, 3), masked_lm.encode(before))
+        edits.append(modify_facts(masked_lm, modified, ModificationConfig(3, "linf", 0.001, steps=3, batch_size=16)))
+    assert len({edit.record["edited_hash"] for edit in edits}) == 1
 
 
 def test_a_model_takes_its_states_along_when_it_goes():
