@@ -27,6 +27,10 @@ class EncodedEvidence:
     slots: list[int]  # positions of the mask tokens
     labels: list[int]  # pieces of the object, one for each slot
 
+    def __len__(self) -> int:
+        "Count the tokens."
+        return len(self.input_ids)
+
 # %% ../nbs/1_method/13_batches.ipynb #cut
 def _split(sentence: Evidence) -> tuple[str, str, str]:
     "What stands before the object, the object, and what follows; with one space at most at either edge."
@@ -136,9 +140,9 @@ class MaskedBatch:
 # %% ../nbs/1_method/13_batches.ipynb #make-batch
 def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int) -> MaskedBatch:
     "Pad to the longest sentence and gather the slots."
-    lengths = torch.tensor([len(sentence.input_ids) for sentence in encoded])
+    lengths = torch.tensor([*map(len, encoded)])
     longest = int(lengths.max())
-    ids = torch.tensor([sentence.input_ids + [pad_token_id] * (longest - len(sentence.input_ids)) for sentence in encoded])
+    ids = torch.tensor([sentence.input_ids + [pad_token_id] * (longest - len(sentence)) for sentence in encoded])
     present = torch.arange(longest)[None, :] < lengths[:, None]
     mask = None if bool(present.all()) else present[:, None, None, :]
     rows = torch.tensor([row for row, sentence in enumerate(encoded) for _ in sentence.slots])

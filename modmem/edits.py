@@ -127,7 +127,7 @@ def find_lines(edits: ModifiedBenchmark, path: str | Path) -> dict[str, int]:  #
 # %% ../nbs/2_data/03_edits.ipynb #special-tokens
 def _find_special(tokenizer: Any, read: Any) -> str | None:
     "A special token, such as [SEP], that stands in an encoded sentence or in its object."
-    special, edges = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, (0, len(read.input_ids) - 1)
+    special, edges = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, (0, len(read) - 1)
     text = [piece for place, piece in enumerate(read.input_ids) if place not in (*edges, *read.slots)]
     found = next((piece for piece in (*text, *read.labels) if piece in special), None)
     return None if found is None else tokenizer.convert_ids_to_tokens(found)
@@ -135,7 +135,7 @@ def _find_special(tokenizer: Any, read: Any) -> str | None:
 
 def _is_cut_off(masked_lm: Any, sentence: Evidence, read: Any) -> bool:
     "Whether the subject of a sentence that fills the model's window is outside of it."
-    if len(read.input_ids) < masked_lm.max_length or sentence.fact.subject not in sentence.text:
+    if len(read) < masked_lm.max_length or sentence.fact.subject not in sentence.text:
         return False
     from modmem.batches import find_mention  # with torch, which validation does without
 

@@ -81,7 +81,7 @@ def _locate_subjects(tokenizer, evidence: Sequence[Evidence], encoded: Sequence[
             side, first, end = found
             tokens = [i for i, (start, stop) in enumerate(offsets[2 * number + side]) if start < end and stop > first]
             shift = read.slots[-1] + 1 if side else read.slots[0] - len(offsets[2 * number])
-            if tokens and 0 < tokens[0] + shift and tokens[-1] + shift < len(read.input_ids) - 1:
+            if tokens and 0 < tokens[0] + shift and tokens[-1] + shift < len(read) - 1:
                 span = tokens[0] + shift, tokens[-1] + shift
         spans.append(span)
     return spans

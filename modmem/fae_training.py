@@ -60,7 +60,7 @@ def finetune_fae(
         raise ValueError(f"expected no rehearsal, a null_rate from 0 to 1, and losses of {_LOSSES}, not {null_rate!r} and {losses!r}")
     trained = copy_fae(fae, parameters)
     encoded = encode_facts(trained, evidence)
-    order = BatchOrder([len(sentence.evidence.input_ids) for sentence in encoded], config.batch_size, config.pool, config.seed)
+    order = BatchOrder([len(sentence.evidence) for sentence in encoded], config.batch_size, config.pool, config.seed)
 
     def compute_loss(step: int) -> torch.Tensor:
         chosen = [encoded[position] for position in order(step)]
@@ -115,7 +115,7 @@ def answer_questions(
 ) -> pd.DataFrame:  # a row a question, in their order
     "Answer questions, and say where the answers came from."
     encoded, keys, parts = encode_facts(fae, evidence), fae.make_keys(), []
-    for positions in bucket_by_length([len(question.evidence.input_ids) for question in encoded], batch_size):
+    for positions in bucket_by_length([len(question.evidence) for question in encoded], batch_size):
         output = fae(make_fact_batch(fae, [encoded[position] for position in positions]), keys, fae.config.top_entities)
         weight, context, fact = output.null_probability, output.context.norm(dim=-1), output.fact.norm(dim=-1)
         columns = {

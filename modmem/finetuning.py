@@ -237,18 +237,18 @@ def part_losses(
     budget: float | None = None,  # bytes to remember at a time; None: the model's own
 ) -> Iterator[torch.Tensor]:  # scalars that sum up to the loss of the whole
     "Compute the loss of a batch (Eq. 1): on a CPU in parts of similar length, elsewhere as one."
-    encoded = sorted(encoded, key=lambda sentence: len(sentence.input_ids))
+    encoded = sorted(encoded, key=len)
     blocks = len(masked_lm.blocks) - (masked_lm.below.block if masked_lm.below else 0)
     most = (budget or masked_lm.activations_budget) / (4 * _REMEMBERED * masked_lm.model.config.hidden_size * blocks)
     on_cpu = masked_lm.device.type == "cpu"
-    cuts = _cut([len(sentence.input_ids) for sentence in encoded], most) if on_cpu else [0, len(encoded)]
+    cuts = _cut([*map(len, encoded)], most) if on_cpu else [0, len(encoded)]
     for some in (encoded[start:stop] for start, stop in pairwise(cuts)):
         yield slot_loss(masked_lm, masked_lm.batch(some)) * (len(some) / len(encoded))
 
 # %% ../nbs/1_method/17_training.ipynb #sampler
 def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int, pool: int, seed: int) -> Callable[[int], list]:
     "A function from a step to its encoded evidence."
-    lengths = [len(sentence.input_ids) for sentence in masked_lm.encode(evidence)] if pool > 1 else [1] * len(evidence)
+    lengths = [*map(len, masked_lm.encode(evidence))] if pool > 1 else [1] * len(evidence)
     order = BatchOrder(lengths, batch_size, pool, seed)
     return lambda step: masked_lm.encode([evidence[position] for position in order(step)])
 

@@ -80,7 +80,7 @@ def batch_keys(
 ) -> Iterator[tuple]:  # positions of the sentences, the batch, sentence (K,) and token (K,) of each key
     "Make batches of sentences with keys."
     having = [number for number, found in enumerate(places) if found]
-    for bucket in bucket_by_length([len(encoded[number].input_ids) for number in having], size):
+    for bucket in bucket_by_length([len(encoded[number]) for number in having], size):
         positions = [having[place] for place in bucket]
         rows = [row for row, number in enumerate(positions) for _ in places[number]]
         columns = [column for number in positions for column in places[number]]

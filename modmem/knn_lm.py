@@ -118,7 +118,7 @@ def _key_chunks(masked_lm: MaskedLM, evidence: Sequence[Evidence], layer: str) -
         encoded = masked_lm.encode(evidence[start : start + _EVIDENCES_AT_ONCE])
         positions, found = [], []
         with in_mode(masked_lm.model, training=False):
-            for bucket in bucket_by_length([len(sentence.input_ids) for sentence in encoded], _BATCH_SIZE):
+            for bucket in bucket_by_length([*map(len, encoded)], _BATCH_SIZE):
                 positions += bucket
                 found.append(_compute_keys(masked_lm, masked_lm.batch([encoded[position] for position in bucket]), layer)[0].cpu())
         yield torch.cat(found)[torch.tensor(positions).argsort()], torch.tensor([len(sentence.slots) for sentence in encoded])

@@ -59,10 +59,6 @@ def _attend(parts: tuple, num_heads: int, slots: torch.Tensor, hidden: torch.Ten
     return attended.transpose(1, 2).flatten(2)[places]
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #states-below
-def _count_tokens(sentence: EncodedEvidence) -> int:
-    return len(sentence.input_ids)
-
-
 class _StatesBelow:
     "What a block of a model reads, computed once for each sentence."
 
@@ -74,7 +70,7 @@ class _StatesBelow:
 
     def _compute(self, encoded: Sequence[EncodedEvidence]) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
         "Find the states of each sentence, (N, H), under its ids; never beside a longer one, whose padding moves last bits."
-        for _, same in groupby(sorted(encoded, key=_count_tokens), _count_tokens):
+        for _, same in groupby(sorted(encoded, key=len), len):
             same = list(same)
             for chunk in (same[first : first + 128] for first in range(0, len(same), 128)):
                 batch = self.masked_lm.batch(chunk)
@@ -240,7 +236,7 @@ def score_slots(
 ) -> Iterator[tuple[list[int], torch.Tensor, list[int]]]:  # a batch at a time: positions of its sentences, (K, V), and how many of the K slots each has
     "Score all pieces behind each slot, with dropout off."
     with in_mode(masked_lm.model, training=False):
-        for positions in bucket_by_length([len(question.input_ids) for question in encoded], batch_size):
+        for positions in bucket_by_length([*map(len, encoded)], batch_size):
             chunk = [encoded[position] for position in positions]
             yield positions, masked_lm(masked_lm.batch(chunk)), [len(question.slots) for question in chunk]
 

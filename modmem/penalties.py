@@ -62,7 +62,7 @@ def kl_penalty(
     chosen = Random(f"prompts {seed}").sample(range(len(prompts)), min(num_prompts, len(prompts)))
     encoded = masked_lm.encode([prompts[position] for position in chosen])
     twin, step = copy_with_own(masked_lm, []), -1
-    buckets = bucket_by_length([len(prompt.input_ids) for prompt in encoded], batch_size)
+    buckets = bucket_by_length([*map(len, encoded)], batch_size)
     batches = [twin.batch([encoded[position] for position in bucket]) for bucket in buckets]
     with torch.no_grad():
         before = [twin(batch).log_softmax(-1) for batch in batches]

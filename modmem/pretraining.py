@@ -56,14 +56,14 @@ def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], 
     ids = (ids for part in parts for ids in tokenizer(part, truncation=True, max_length=limit)["input_ids"])
     salient = iter(encode_evidence(tokenizer, [sentence for sentence in sentences if isinstance(sentence, Evidence)], limit))
     encoded = [EncodedEvidence(next(ids), [], []) if isinstance(sentence, str) else next(salient) for sentence in sentences]
-    return [sentence for sentence in encoded if len(sentence.input_ids) > 2 and (sentence.slots or tokenizer.mask_token_id not in sentence.input_ids)]
+    return [sentence for sentence in encoded if len(sentence) > 2 and (sentence.slots or tokenizer.mask_token_id not in sentence.input_ids)]
 
 
 def _mask_pieces(encoded: EncodedEvidence, tokenizer, probability: float, generator: torch.Generator) -> EncodedEvidence:
     "Hide random pieces of a plain sentence, never none; an evidence stays as it is."
     if encoded.slots:
         return encoded
-    ids, size = list(encoded.input_ids), len(encoded.input_ids) - 2
+    ids, size = list(encoded.input_ids), len(encoded) - 2
     chosen = (torch.rand(size, generator=generator) < probability).nonzero().flatten().tolist()
     chosen = chosen or [int(torch.randint(size, (1,), generator=generator))]
     fate = torch.rand(len(chosen), generator=generator).tolist()
@@ -150,7 +150,7 @@ class _Batches:
 
     def __init__(self, encoded: Sequence[EncodedEvidence], tokenizer, config: PretrainingConfig):
         self.encoded, self.tokenizer, self.config = encoded, tokenizer, config
-        self.order = BatchOrder([len(sentence.input_ids) for sentence in encoded], config.batch_size, config.pool, config.seed)
+        self.order = BatchOrder([*map(len, encoded)], config.batch_size, config.pool, config.seed)
 
     def __getitem__(self, step: int) -> MaskedBatch:
         generator = keyed_generator(self.config.seed, 2, step)
