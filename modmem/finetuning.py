@@ -232,16 +232,13 @@ def _cut(lengths: Sequence[int], most: float) -> list[int]:  # from 0 to their n
     return cuts[::-1]
 
 
-def part_losses(
-    masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence],
-    budget: float | None = None,  # bytes to remember at a time; None: the model's own
-) -> Iterator[torch.Tensor]:  # scalars that sum up to the loss of the whole
+def part_losses(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> Iterator[torch.Tensor]:  # scalars that sum up to the loss of the whole
     "Compute the loss of a batch (Eq. 1): on a CPU in parts of similar length, elsewhere as one."
-    encoded = sorted(encoded, key=len)
-    blocks = len(masked_lm.blocks) - (masked_lm.below.block if masked_lm.below else 0)
-    most = (budget or masked_lm.activations_budget) / (4 * _REMEMBERED * masked_lm.model.config.hidden_size * blocks)
-    on_cpu = masked_lm.device.type == "cpu"
-    cuts = _cut([*map(len, encoded)], most) if on_cpu else [0, len(encoded)]
+    encoded, cuts = sorted(encoded, key=len), [0, len(encoded)]
+    if masked_lm.device.type == "cpu":
+        blocks = len(masked_lm.blocks) - (masked_lm.below.block if masked_lm.below else 0)
+        most = masked_lm.activations_budget / (4 * _REMEMBERED * masked_lm.model.config.hidden_size * blocks)
+        cuts = _cut([*map(len, encoded)], most)
     for some in (encoded[start:stop] for start, stop in pairwise(cuts)):
         yield slot_loss(masked_lm, masked_lm.batch(some)) * (len(some) / len(encoded))
 

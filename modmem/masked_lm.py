@@ -68,14 +68,13 @@ class _StatesBelow:
         self._weights = [weight for weight in masked_lm.model.parameters() if id(weight) not in above]
         self._changes, self._kept = None, None
 
-    def _compute(self, encoded: Sequence[EncodedEvidence]) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
-        "Find the states of each sentence, (N, H), under its ids; never beside a longer one, whose padding moves last bits."
-        for _, same in groupby(sorted(encoded, key=len), len):
+    def _compute(self, sentences: dict[tuple[int, ...], EncodedEvidence]) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+        "Find the states of sentences, (N, H), by their ids; never beside a longer one, whose padding moves last bits."
+        for _, same in groupby(sorted(sentences, key=len), len):
             same = list(same)
-            for chunk in (same[first : first + 128] for first in range(0, len(same), 128)):
-                batch = self.masked_lm.batch(chunk)
-                states = self.masked_lm.run_blocks(self.masked_lm.enter(batch), batch, batch.start, self.block)
-                yield from zip([tuple(sentence.input_ids) for sentence in chunk], states)
+            for keys in (same[first : first + 128] for first in range(0, len(same), 128)):
+                batch = self.masked_lm.batch([sentences[key] for key in keys])
+                yield from zip(keys, self.masked_lm.run_blocks(self.masked_lm.enter(batch), batch, batch.start, self.block))
 
     @torch.no_grad()
     def __call__(self, encoded: Sequence[EncodedEvidence]) -> torch.Tensor:  # (B, N, H), with dropout off
@@ -83,12 +82,13 @@ class _StatesBelow:
         if changes != self._changes:
             self._changes, self._kept = changes, PackedRows(lm.model.config.hidden_size, lm.states_budget, lm.states_folder)
         keys = [tuple(sentence.input_ids) for sentence in encoded]
-        new = {key: sentence for key, sentence in zip(keys, encoded) if key not in self._kept}
+        sentences = dict(zip(keys, encoded))
+        new = {key: sentence for key, sentence in sentences.items() if key not in self._kept}
         with in_mode(lm.model, training=False):
             if sum(map(len, new)) > self._kept.room:
-                states = dict(self._compute(encoded))
+                states = dict(self._compute(sentences))
                 return nn.utils.rnn.pad_sequence([states[key] for key in keys], batch_first=True)
-            for key, states in self._compute(list(new.values())):
+            for key, states in self._compute(new):
                 self._kept.add(key, states)
         return self._kept.gather(keys).to(lm.device)
 

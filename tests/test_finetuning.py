@@ -71,7 +71,8 @@ def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(family, size, monk
     def backward(budget):
         masked_lm.model.zero_grad()
         batches.clear()
-        losses = list(part_losses(masked_lm, encoded, budget))
+        masked_lm.activations_budget = budget
+        losses = list(part_losses(masked_lm, encoded))
         for loss in losses:
             loss.backward()
         tokens = [batch.input_ids.numel() for batch in batches]
