@@ -22,7 +22,7 @@ from modmem.claims import _at_equal
 from modmem.files import DataError
 from modmem.page import build_report
 from modmem.rows import load_results
-from modmem.statistics import correct_levels, count_needed, find_interval, find_p, give_verdict
+from modmem.statistics import correct_levels, count_needed, find_interval, find_p, give_verdict, read_off
 
 PAPER = [one for one in CLAIMS if "no claim of the paper" not in one.source]
 NAMES = [one.name for one in PAPER]
@@ -348,6 +348,18 @@ def test_an_interval_over_checkpoints_takes_the_spread_within_them():
     assert find_interval(values, 0.1, ["a"] * 5) == find_interval(values, 0.1)
     assert find_interval(values, 0.1) == pytest.approx(list(stats.ttest_1samp(values, 0).confidence_interval(0.9)))
     assert all(map(math.isnan, find_interval([1.0, 2.0], 0.1, ["a", "b"]))), "one seed of each has no spread"
+
+
+def test_a_curve_is_read_off_along_the_points_that_no_other_beats():
+    points = [(30.0, 44.0), (60.0, 38.0), (80.0, 20.0)]
+    draw = np.random.default_rng(0)
+    beaten = [(modified - one, unmodified - other) for (modified, unmodified), (one, other) in zip(points, draw.uniform(0.1, 5, (3, 2)))]
+    curves = [pd.DataFrame(some, columns=["modified_accuracy", "unmodified_accuracy"]).assign(modified_accuracy_before=10.0, unmodified_accuracy_before=50.0) for some in (points, points[::-1] + beaten)]
+    for curve in curves:
+        assert read_off(curve, [10, 20, 30, 45, 60, 70, 80]) == pytest.approx([50, 47, 44, 41, 38, 29, 20])
+        assert np.isnan(read_off(curve, 80.1)) and read_off(curve, 0) == 50
+    worse = curves[0].assign(unmodified_accuracy=60.0)  # an edit that forgets nothing and teaches most leaves one point
+    assert read_off(worse, [0, 80]) == pytest.approx([60, 60])
 
 
 def test_the_seeds_that_a_claim_needs_decide_it_in_four_cases_of_five():

@@ -300,6 +300,11 @@ def test_the_gain_of_a_ball_is_paired_and_its_radius_chosen_on_held_out_facts(fo
         free, ball = (reported[reported["radius"] == radius]["average_accuracy"] for radius in (math.inf, line["radius"]))
         assert line["gain"] == pytest.approx((ball - free).mean()) and line["average_accuracy_free"] == pytest.approx(free.mean())
         assert line["gain_se"] == pytest.approx((ball - free).sem())
+        free = reported[reported["radius"] == math.inf]
+        enough = reported[(reported["radius"] < math.inf) & (reported["modified_accuracy"] >= free["modified_accuracy"].reindex(reported.index))]
+        assert line["reached"] == enough.index.nunique()  # no fact that changes was known before
+        if line["reached"] == len(free):
+            assert line["matched"] >= (enough["unmodified_accuracy"].groupby("seed").max() - free["unmodified_accuracy"]).mean() - 1e-9
     heldout = rows[(rows["facts"] == "heldout") & (rows["blocks"] == "0")]
     means = (heldout["modified_accuracy"] + heldout["unmodified_accuracy_heldout"]).groupby(heldout["radius"]).mean()
     assert csv["radius"][0] == means.idxmax()
