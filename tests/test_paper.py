@@ -200,7 +200,7 @@ def test_learning_rates_are_compared_on_heldout_facts_only(folder):
 
 
 def test_the_same_seeds_give_the_same_bytes_here_and_in_a_kernel(folder, tmp_path):
-    parameters = {"radii": [0.02], "num_modified": 4, **TINY, "blocks": [0], "positions": ["first"]}
+    parameters = {"radii": {"0": [0.02]}, "num_modified": 4, **TINY}
     written = []
     for number, execute in enumerate((execute_here, execute_in_kernel)):
         store = tmp_path / str(number)
@@ -212,10 +212,10 @@ def test_the_same_seeds_give_the_same_bytes_here_and_in_a_kernel(folder, tmp_pat
 
 
 def test_the_tradeoff_has_a_curve_for_each_choice_of_blocks(folder):
-    parameters = {"radii": [0.02, 0.2], "num_modified": 4, **TINY, "blocks": [0, "all"], "positions": ["first", "all"]}
+    parameters = {"radii": {"0": [0.02], "all": [0.02, 0.2]}, "num_modified": 4, **TINY}
     csv, text, record = run("tradeoff", folder, **parameters)
     assert list(csv) == ["position", "blocks", "radius", *with_errors(MEANS)]
-    assert csv["position"].tolist() == ["first"] * 3 + ["all"] * 3 and csv["radius"].tolist() == [0.02, 0.2, math.inf] * 2
+    assert csv["position"].tolist() == ["first"] * 2 + ["all"] * 3 and csv["radius"].tolist() == [0.02, math.inf, 0.02, 0.2, math.inf]
     assert_means(csv, load_rows("tradeoff", folder, **parameters), ["blocks", "radius"])
     assert_whole("tradeoff", folder, record, parameters)
     assert "(tradeoff.svg)" in text
