@@ -30,7 +30,7 @@ def start_fork(work, stdin=None, stdout=None, stderr=None, encoding="utf-8"):
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def run_fork(work, input=b"", encoding="utf-8"):
