@@ -10,7 +10,6 @@ import nbformat
 import pytest
 
 from modmem import artefacts, cli
-from modmem.files import exclusively
 
 PLACES = "places: dict = {}  # where things are, and what computes\n"
 SETTINGS = """benchmark: str = "world-questions"  # the form of the world
@@ -74,18 +73,16 @@ def here(notebooks, monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(notebooks, tiny, store, tmp_path_factory):
-    "Everything, made in one go by two processes, once for tests in whichever process: a copy of the folder."
-    made = store / "whole"
-    with exclusively(store / "whole.lock"):
-        if not (made / "stdout").exists():
-            shutil.copytree(tiny, made / "_runs" / "paper" / "cache" / tiny.name)
-            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
-                patch.setattr(artefacts, "_notebooks", lambda: notebooks)
-                patch.chdir(made)
-                assert cli.main(["reproduce", "--jobs", "2"]) == 0
-            (made / "stdout").write_text(output.getvalue())
-    return Path(shutil.copytree(made, tmp_path_factory.mktemp("whole") / "copy"))
+def whole(notebooks, tiny, tmp_path_factory):
+    "Everything, made in one go by two processes: the folder."
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(tiny, folder / "_runs" / "paper" / "cache" / tiny.name)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+        patch.setattr(artefacts, "_notebooks", lambda: notebooks)
+        patch.chdir(folder)
+        assert cli.main(["reproduce", "--jobs", "2"]) == 0
+    (folder / "stdout").write_text(output.getvalue())
+    return folder
 
 
 @pytest.fixture
