@@ -162,7 +162,7 @@ def test_the_curves_are_the_rows(tmp_path):
     assert radius.write_curves(tmp_path / "curves.js") > 3
     curves = json.loads((tmp_path / "curves.js").read_text(encoding="utf-8").removeprefix("window.CURVES = ").rstrip().rstrip(";"))
     assert len({json.dumps(curve["choices"], sort_keys=True) for curve in curves}) == len(curves)
-    tables = {curve["file"]: pd.read_csv(TOP / curve["file"], low_memory=False).set_index("key") for curve in curves}
+    tables = {file: pd.read_csv(TOP / file, low_memory=False).set_index("key") for file in {curve["file"] for curve in curves}}
     for curve in curves:
         table = tables[curve["file"]]
         for point in curve["points"]:

@@ -2,13 +2,12 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 import transformers
+from forks import run_fork
 from tiny_families import byte_level
 from tiny_models import ask
 
@@ -187,8 +186,7 @@ def test_answers_that_the_terminal_cannot_print_are_escaped(place):
     masked_lm.tokenizer = transformers.BertTokenizerFast(vocab=dict(sorted(pieces.items(), key=lambda entry: entry[1])))
     save_masked_lm(masked_lm, "model")
     write(LINE)
-    command = [sys.executable, "-c", "import sys; from modmem.cli import main; sys.exit(main())", "evaluate", "model", "edits.jsonl"]
-    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    done = run_fork(lambda: cli.main(["evaluate", "model", "edits.jsonl"]), encoding="cp1252")
     assert (done.returncode, done.stderr) == (0, b"") and rb"\u6771" in done.stdout
 
 
@@ -281,11 +279,10 @@ def test_a_hub_id_without_a_network(place, capsys, monkeypatch):
 
 def test_edits_are_read_from_a_pipe(place):
     build("model")
-    command = [sys.executable, "-c", "import sys; from modmem.cli import main; sys.exit(main())", "evaluate", "model", "/dev/stdin", "--json"]
     bad = LINE | {"subject": "Rome", "evidence": ["Rome is the capital of [MASK]."], "test": ["Rome is the capital of [MASK] ."]}
-    good, refused = (subprocess.run(command, input=json.dumps(line) + "\n", capture_output=True, text=True) for line in (LINE, bad))
+    good, refused = (run_fork(lambda: cli.main(["evaluate", "model", "/dev/stdin", "--json"]), json.dumps(line).encode() + b"\n") for line in (LINE, bad))
     assert good.returncode == 0 and json.loads(good.stdout)["facts"] == 1
-    assert refused.returncode == 2 and refused.stderr.startswith("modmem: /dev/stdin:1: field 'test': expected a phrasing that is not trained on")
+    assert refused.returncode == 2 and refused.stderr.startswith(b"modmem: /dev/stdin:1: field 'test': expected a phrasing that is not trained on")
 
 
 # Hostile files

@@ -6,13 +6,13 @@ import time
 from itertools import count
 
 import pytest
+from forks import start_fork
 from test_cli import edit_line, edits, run, small_world, write_edits  # noqa: F401: fixtures
 
 from modmem import cli
 from modmem.editor import Edit
 from modmem.masked_lm import hash_weights, load_masked_lm
 
-pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"), pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 COMMANDS = {
     "edit": ["edit", "synthetic", "edits.jsonl", "--blocks", "0", "--radius", "0.01", "--steps", "8", "--card", "--output", "output"],
     "finetune": ["finetune", "synthetic", "--synthetic", "--steps", "8", "--batch-size", "16", "--output", "output"],
@@ -20,16 +20,8 @@ COMMANDS = {
 
 
 def start(command):
-    "Run a command in a copy of this process, which has torch loaded already."
-    if (child := os.fork()) == 0:
-        code = 1
-        try:
-            silence = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silence, 1), os.dup2(silence, 2)
-            code = cli.main(command)
-        finally:
-            os._exit(code)
-    return child
+    "Run a command in a copy of this process."
+    return start_fork(lambda: cli.main(command))
 
 
 def identify(path):

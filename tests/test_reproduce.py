@@ -16,6 +16,7 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+from forks import start_fork
 from mini_notebooks import here, notebooks, run, start_command, whole  # noqa: F401
 from paper_notebooks import execute_here
 
@@ -108,14 +109,16 @@ def test_an_artefact_that_is_made_anew_has_the_same_bytes(whole, run, monkeypatc
     assert stamps("_runs") == rows and contents() == before
 
 
-def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, notebooks, run, tmp_path, without_kernel):
+def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, run, monkeypatch, without_kernel):
     for sign in ("_runs/paper/*.json", "figures/synthetic/rows.csv"):  # during the rows, and during the notebook
-        command = start_command(notebooks, tmp_path, "tradeoff")
-        while not list(tmp_path.glob(sign)):
-            assert command.poll() is None, command.communicate()
+        with monkeypatch.context() as patch:
+            patch.setattr("papermill.execute_notebook", lambda *arguments, **options: time.sleep(60))
+            command = start_fork(lambda: cli.main(["reproduce", "tradeoff"]))
+        while not list(Path().glob(sign)):
+            assert os.waitpid(command, os.WNOHANG) == (0, 0)
             time.sleep(0.01)
-        os.killpg(command.pid, signal.SIGKILL)
-        command.communicate()
+        os.kill(command, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]) == -signal.SIGKILL
         assert not Path("figures/synthetic/tradeoff.csv").exists()
     Path("figures/synthetic/.tradeoff.json.a1b2c3d4.json").touch()  # what a kill can leave of a file that is being written
     code, _, errors = run("tradeoff")

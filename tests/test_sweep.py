@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from forks import start_fork
 from hypothesis import given
 from hypothesis import strategies as st
 from joblib.externals.loky import get_reusable_executor
@@ -368,22 +369,17 @@ def test_dask_computes_the_same_rows_though_a_worker_is_killed(places, expected,
 
 
 def test_two_processes_share_a_store_and_its_work(places, expected, tmp_path, monkeypatch):
-    code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from modmem import sweep
-from modmem.starts import Places
-from test_sweep import LONG
-computed, original = [], sweep.compute_row
-sweep.compute_row = lambda run, places: computed.append(run) or original(run, places)
-sweep.run_sweep(LONG, {str(tmp_path)!r}, Places({str(places.cache)!r}, models={places.models!r}))
-print(len(computed))"""
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     computed, original = [], sweep.compute_row
     monkeypatch.setattr(sweep, "compute_row", lambda run, places: computed.append(run) or original(run, places))
+
+    def share():
+        run_sweep(LONG, tmp_path, places)
+        return len(computed)
+
+    other = start_fork(share)
     while not list(tmp_path.glob("[!.]*.json")):
         time.sleep(0.005)
     table = run_sweep(LONG, tmp_path, places)
-    theirs = int(other.communicate()[0])
+    theirs = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])
     assert len(computed) + theirs == len(LONG) and 0 < len(computed) < len(LONG)
     pd.testing.assert_frame_equal(without_time(table), without_time(expected))
