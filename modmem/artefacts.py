@@ -68,26 +68,13 @@ def _read_cells(path: Path) -> list[dict]:
     ]
 
 
-def _list_parameters(path: Path) -> list[tuple[str, ast.Assign | ast.AnnAssign]]:
-    "Find the assignments of a notebook's parameters, by name."
-    source = next((cell["source"] for cell in _read_cells(path) if "parameters" in cell["tags"]), "")
-    nodes = [node for node in ast.parse(source).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
-    return [((node.target if isinstance(node, ast.AnnAssign) else node.targets[0]).id, node) for node in nodes]
-
-
 def read_defaults(
     path: Path,  # of a papermill notebook
 ) -> dict[str, Any]:  # name -> value
-    "Read the values that a notebook's own parameters have."
-    return {name: ast.literal_eval(node.value) for name, node in _list_parameters(path)}
-
-
-def _read_parameters(path: Path) -> dict[str, str]:  # name -> type
-    "Read which parameters a notebook has, in their order; one written without a type has that of its default."
-    return {
-        name: ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(ast.literal_eval(node.value)).__name__
-        for name, node in _list_parameters(path)
-    }
+    "Read which parameters a notebook has, in their order, and its own values."
+    namespace: dict[str, Any] = {}
+    exec(next((cell["source"] for cell in _read_cells(path) if "parameters" in cell["tags"]), ""), namespace)
+    return {name: value for name, value in namespace.items() if not name.startswith("__")}
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #check-value
 def _refuse_text(value: Any) -> None:
@@ -101,24 +88,24 @@ def _refuse_text(value: Any) -> None:
             raise TypeError(f"{value!r} is text, not a number: write {written}")
 
 
-def _check_value(value: Any, kind: str) -> Any:
+def _check_value(value: Any, kind: type) -> Any:
     "Check a parameter's value against its type; TypeError says what is wrong."
-    if kind == "float" and type(value) is int:
+    if kind is float and type(value) is int:
         return float(value)
-    if kind != "str":
+    if kind is not str:
         _refuse_text(value)
-    if type(value).__name__ != kind:
-        raise TypeError(f"expected {kind}, found {value!r}")
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
     return value
 
 
-def _read_value(text: str, kind: str) -> Any:
+def _read_value(text: str, kind: type) -> Any:
     try:
-        if kind in ("str", "int", "float"):
-            return {"str": str, "int": int, "float": float}[kind](text)
+        if kind in (str, int, float):
+            return kind(text)
         return _check_value(ast.literal_eval({"true": "True", "false": "False"}.get(text, text)), kind)
     except (ValueError, SyntaxError):
-        raise TypeError(f"expected {kind}, found {text!r}") from None
+        raise TypeError(f"expected {kind.__name__}, found {text!r}") from None
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #assign
 _PLACE_NAMES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8"))
@@ -131,7 +118,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known)}"
 
 
-def _assign(given: Mapping[str, Any], known: Mapping[str, Mapping[str, str]], read: Callable, fail: Callable) -> dict[str, dict]:
+def _assign(given: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], read: Callable, fail: Callable) -> dict[str, dict]:
     "Give parameters to the artefacts that have them: read(value, type) makes a value, fail(name, reason) the error."
     values, others = {name: {} for name in known}, sorted({name for kinds in known.values() for name in kinds} - {*OPTIONS, "places"})
     for name, value in given.items():
@@ -141,7 +128,7 @@ def _assign(given: Mapping[str, Any], known: Mapping[str, Mapping[str, str]], re
             raise fail(name, f"there is no parameter {name!r}{_suggest(str(name), others)}")
         for artefact in (artefact for artefact in known if name in known[artefact]):
             try:
-                values[artefact][name] = read(value, known[artefact][name])
+                values[artefact][name] = read(value, type(known[artefact][name]))
             except TypeError as error:
                 raise fail(name, error) from None
     return values
@@ -157,7 +144,7 @@ def _read_yaml(path: Path) -> Any:
         raise DataError(f"expected YAML, {' '.join(str(error).split())}", path) from None
 
 
-def _settle_file(entries: Any, path: Path, known: Mapping[str, Mapping[str, str]]) -> dict[str, dict]:
+def _settle_file(entries: Any, path: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
     "Take the entries of a parameter file: artefact -> parameters, checked; an artefact's own go before those of all."
     values, entries = {name: {} for name in known}, entries if isinstance(entries, dict) else {"": entries}
     for entry, given in sorted(entries.items(), key=lambda item: item[0] != "all"):
@@ -195,7 +182,7 @@ class Artefact:
     @property
     def filled(self) -> dict[str, Any]:
         "All that papermill puts in place of the notebook's defaults."
-        return {**self.parameters, **({"places": dict(self.options)} if "places" in _read_parameters(self.path) else {})}
+        return {**self.parameters, **({"places": dict(self.options)} if "places" in read_defaults(self.path) else {})}
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #choose
 def choose_artefacts(
@@ -205,7 +192,7 @@ def choose_artefacts(
     options: Mapping[str, Any] | None = None,  # of the command: some of `OPTIONS`
 ) -> list[Artefact]:  # in their order, without their rows
     "Choose artefacts and settle their parameters; ValueError if a name or a value is wrong."
-    known = {name: _read_parameters(notebook_path(name)) for name in list_artefacts()}
+    known = {name: read_defaults(notebook_path(name)) for name in list_artefacts()}
     for name in names:
         if name not in known:
             raise ValueError(f"there is no artefact {name!r}{_suggest(name, known)}")

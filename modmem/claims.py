@@ -71,7 +71,7 @@ def _find_positions(rows: pd.DataFrame, parts: Parts) -> pd.Series:
     named = {(model, str(block)): position for model, positions in blocks.items() for block, position in positions.items()}
     edited = pd.Series([named.get(key) for key in zip(rows["model"], rows["blocks"].astype(str))], rows.index, dtype=object)
     edited = edited.mask(rows["method"] == "FaE", rows["group"])
-    edited = edited.mask(rows["method"] == "neurons", "all")
+    edited = edited.mask(rows["method"].isin(["neurons", "retrain"]), "all")
     edited = edited.mask(rows["method"] == "kNN-LM", rows["remembered"].eq("all").map({True: "all", False: "modified"}))
     return edited.where(rows["model"].isin(list(blocks)), None)
 
@@ -91,21 +91,14 @@ def _drop_tuning(rows: pd.DataFrame) -> pd.DataFrame:
     heldout = rows[~is_reported].merge(rows.loc[is_reported, same].drop_duplicates(), on=same)
     return pd.concat([rows[is_reported], heldout]) if len(heldout) else rows[is_reported]
 
-
-def _place_retraining(rows: pd.DataFrame) -> pd.DataFrame:
-    "Say of retraining what its settings take for granted: all weights change, and nothing holds them."
-    retrained = rows["method"] == "retrain"
-    placed = {"blocks": "all", "norm": "linf", "radius": np.inf, "unmodified_per_modified": 0.0, "epochs": 0.0}
-    return rows.assign(**{name: rows[name].mask(retrained, value) for name, value in placed.items()})
-
 # %% ../nbs/5_experiments/08_claims.ipynb #assign-parts
 def assign_parts(
     rows: pd.DataFrame,  # of `load_results`
     parts: Parts = Parts(),
-) -> pd.DataFrame:  # rows that play a part, with `checkpoint`, `position`, `few`, `fixed`, and what is measured
+) -> pd.DataFrame:  # rows that play a part, with `checkpoint`, `position`, `few`, `fixed`, `threshold`, and what is measured
     "Find the rows that the claims are about."
     rows = rows.reindex(columns=list(dict.fromkeys([*rows, "status", *_SETTINGS, *_MEASURED]))).copy()
-    rows = _place_retraining(rows).assign(checkpoint=rows["model"], part=rows["part"].astype(object).fillna(""))
+    rows = rows.assign(checkpoint=rows["model"], part=rows["part"].astype(object).fillna(""))
     rows = rows.assign(position=_find_positions(rows, parts))
     wanted = _is_usual(rows, parts) & (rows["status"] == "done") & rows["position"].notna() & (rows["num_modified"] >= parts.num_modified)
     rows = _drop_tuning(rows[wanted]).astype(dict.fromkeys(_MEASURED, float)).copy()
@@ -115,6 +108,7 @@ def assign_parts(
     drop = rows["unmodified_accuracy_before"] - rows["unmodified_accuracy"]
     rows = rows.assign(few=few, fixed=fixed, drop=drop, forgotten=100 * drop / rows["unmodified_accuracy_before"])
     rows = rows.assign(modified=rows["modified_accuracy"], unmodified=rows["unmodified_accuracy_reported"])
+    rows = rows.assign(threshold=rows["epsilon_quantile"].fillna(rows["epsilon"]))
     return rows.assign(mean=(rows["modified"] + rows["unmodified"]) / 2).copy()
 
 # %% ../nbs/5_experiments/08_claims.ipynb #pick
@@ -153,9 +147,7 @@ def _wide(rows: pd.DataFrame, value: str, across: Sequence[str] = ("position",))
 
 def _average(rows: pd.DataFrame, value: str, positions: Sequence[str] = _SINGLE) -> pd.Series:
     "Average a value over blocks; a seed that lacks one of them has none."
-    wide = _wide(rows, value)
-    wide.columns = [position for position in wide.columns.get_level_values(0)]
-    return wide.reindex(columns=list(positions)).mean(axis=1, skipna=False)
+    return _wide(rows, value).reindex(columns=list(positions)).mean(axis=1, skipna=False)
 
 # %% ../nbs/5_experiments/08_claims.ipynb #best
 def _choose_best(rows: pd.DataFrame, positions: Sequence[str], **settings) -> pd.DataFrame:
@@ -233,23 +225,17 @@ def _moves(rows: pd.DataFrame, **settings) -> pd.Series:
     return gaps[0] - gaps[1] if gaps else pd.Series(dtype=float)
 
 # %% ../nbs/5_experiments/08_claims.ipynb #falls
-def _fall(rows: pd.DataFrame, across: Sequence[str], needed: Sequence = ()) -> pd.Series:
-    "How much lower A_F\\S is at the largest |M|, averaged over settings that both ends have."
-    tables = _extremes(rows, "unmodified", across, needed)
+def _fall(rows: pd.DataFrame, fixed: bool) -> pd.Series:
+    "How much lower A_F\\S is at the largest |M|: on average over radii at a fixed number of steps, or at the radii chosen for each |M|."
+    if fixed:
+        tables = _extremes(_pick(rows, few=None, fixed=True, facts="reported"), "unmodified", ["position", "radius"])
+    else:
+        tables = _extremes(_chosen(rows, ["num_modified", "position"], few=None), "unmodified", ["position"], _ENDS)
     return (tables[0] - tables[1]).mean(axis=1, skipna=False) if tables else pd.Series(dtype=float)
-
-
-def _fall_chosen(rows: pd.DataFrame) -> pd.Series:
-    return _fall(_chosen(rows, ["num_modified", "position"], few=None), ["position"], _ENDS)
-
-
-def _fall_controlled(rows: pd.DataFrame) -> pd.Series:
-    return _fall(_pick(rows, few=None, fixed=True, facts="reported"), ["position", "radius"])
 
 # %% ../nbs/5_experiments/08_claims.ipynb #norms
 def _unsteady_seeds(rows: pd.DataFrame) -> pd.Series:
-    tables = [_wide(_chosen(rows, norm=norm), "mean") for norm in ("l2", "linf")]
-    tables = [table.set_axis(table.columns.get_level_values(0), axis=1).reindex(columns=list(_ENDS)).dropna() for table in tables]
+    tables = [_wide(_chosen(rows, norm=norm), "mean").reindex(columns=list(_ENDS)).dropna() for norm in ("l2", "linf")]
     seeds = tables[0].index.intersection(tables[1].index)
     l2, linf = ((table.loc[seeds] - table.loc[seeds].mean()).abs().mean(axis=1) for table in tables)
     return l2 - linf
@@ -273,17 +259,6 @@ def _steepness(rows: pd.DataFrame, norm: str) -> pd.Series:
 def _unsteady_radii(rows: pd.DataFrame) -> pd.Series:
     return _steepness(rows, "l2") - _steepness(rows, "linf")
 
-# %% ../nbs/5_experiments/08_claims.ipynb #uniform
-def _free_table(rows: pd.DataFrame, value: str, **settings) -> pd.DataFrame:
-    return _wide(_free(rows, **settings), value)
-
-
-def _shared_difference(rows: pd.DataFrame, more: Mapping, less: Mapping) -> pd.Series:
-    "A difference without a constraint, over the blocks that both sides have."
-    more, less = _free_table(rows, **more), _free_table(rows, **less)
-    common = more.columns.intersection(less.columns)
-    return (more[common] - less[common]).mean(axis=1, skipna=False)
-
 # %% ../nbs/5_experiments/08_claims.ipynb #memories
 def _drop_beyond(rows: pd.DataFrame) -> pd.Series:
     "How much more drops in FaE (AWT) than in BERT's best block, at FaE's A_M."
@@ -298,34 +273,16 @@ def _drop_beyond(rows: pd.DataFrame) -> pd.Series:
     return _average(fae, "drop", ["AWT"]) - _follow(line, "drop", _average(fae, "modified", ["AWT"]))
 
 # %% ../nbs/5_experiments/08_claims.ipynb #neighbors
-def _at_best(rows: pd.DataFrame, value: str, across: str) -> pd.Series:
-    "Find a value at the setting with its best average over seeds."
-    wide = _wide(rows, value, [across])
-    return wide[wide.mean().idxmax()] if len(wide.columns) else pd.Series(dtype=float)
-
-
 def _neighbors(rows: pd.DataFrame, memory: str = "modified") -> pd.DataFrame:
     "Take rows of kNN-LM, with the share of percent that the worse accuracy has."
     rows = _pick(rows, method="kNN-LM", start="pretrained", position=memory, norm=None, unmodified_per_modified=None).copy()
-    threshold = rows["epsilon_quantile"].map("quantile {}".format).where(rows["epsilon_quantile"].notna(), rows["epsilon"].map("distance {}".format))
-    return rows.assign(threshold=threshold, both=np.minimum(rows["modified"], 100 - rows["forgotten"]))
+    return rows.assign(both=np.minimum(rows["modified"], 100 - rows["forgotten"]))
 
 
 def _lacks_one(rows: pd.DataFrame) -> pd.Series:
-    return 100 - _at_best(_neighbors(rows).query("facts == 'reported'"), "both", "threshold")
-
-
-def _ahead_of_neighbors(rows: pd.DataFrame) -> pd.Series:
-    "How far FTM of the first block is ahead of kNN-LM: radius and threshold chosen on held-out facts, or both on those shown."
-    ftm = _pick(rows, start="pretrained", position="first")
-    sides = {"radius": ftm[np.isfinite(ftm["radius"])], "threshold": _neighbors(rows)}
-    honest = all((some["facts"] == "heldout").any() for some in sides.values())
-    means = []
-    for across, some in sides.items():
-        choosing, shown = some[some["facts"] == ("heldout" if honest else "reported")], some[some["facts"] == "reported"]
-        wide = _wide(choosing, "mean", [across])
-        means.append(_wide(shown[shown[across] == wide.mean().idxmax()], "mean", [across]).mean(axis=1) if len(wide.columns) else pd.Series(dtype=float))
-    return means[0] - means[1]
+    "What the worse accuracy lacks at the threshold where it lacks least."
+    wide = _wide(_neighbors(rows).query("facts == 'reported'"), "both", ["threshold"])
+    return 100 - wide[wide.mean().idxmax()] if len(wide.columns) else pd.Series(dtype=float)
 
 
 def _lost_by_sharing(rows: pd.DataFrame, memory: str) -> pd.Series:
@@ -335,44 +292,39 @@ def _lost_by_sharing(rows: pd.DataFrame, memory: str) -> pd.Series:
     rows = rows[rows["threshold"] == (distances.idxmin() if distances.notna().any() else None)]
     return _average(rows, "lost_sharing", [memory]) - _average(rows, "lost_others", [memory])
 
-# %% ../nbs/5_experiments/08_claims.ipynb #fisher
-def _linf_ahead_of_fisher(rows: pd.DataFrame) -> pd.Series:
-    "How far L-infinity is ahead of the batch version of the Fisher ball, on the last block."
-    norms, rows = ("linf", "fisher_batch"), rows[rows["position"] == "last"]
-    heldout = [_chosen(rows, norm=norm) for norm in norms]
-    if all(map(len, heldout)):
-        linf, fisher = (_average(one, "mean", ["last"]) for one in heldout)
-    else:
-        shown = [_pick(rows, norm=norm, facts="reported") for norm in norms]
-        linf, fisher = (_at_best(one[np.isfinite(one["radius"])], "mean", "radius") for one in shown)
-    return linf - fisher
-
 # %% ../nbs/5_experiments/08_claims.ipynb #editors
 _LACKED = {"norm": None, "unmodified_per_modified": None, "part": None}  # settings that other editors lack
 
 
-def _at_strength(rows: pd.DataFrame, value: str = "mean", position: str = "last", dial: str = "radius", num_modified: int | None = None, **settings) -> pd.Series:
-    "A value of an editor on one block, at its strength."
-    settings = (settings if settings.get("method", "edit") == "edit" else _LACKED | settings) | ({"few": None, "num_modified": num_modified} if num_modified else {})
-    picked = _pick(rows, position=position, **settings)
-    on = "heldout" if {"reported", "heldout"} <= set(picked["facts"]) else "reported"
-    return _wide(select_radius(picked, ["position"], on, strength=dial), value).mean(axis=1)
+def _pick_editor(rows: pd.DataFrame, position: str = "last", num_modified: int | None = None, **settings) -> pd.DataFrame:
+    "Take the rows of an editor on one block; where they choose for themselves, they do so on facts that are not held out."
+    settings = settings if settings.get("method", "edit") == "edit" else _LACKED | settings
+    picked = _pick(rows, position=position, **settings | ({"few": None, "num_modified": num_modified} if num_modified else {}))
+    return picked.assign(unmodified_accuracy=picked["unmodified"])
+
+
+def _at_strengths(rows: pd.DataFrame, *editors: Mapping, value: str = "mean") -> list[pd.Series]:
+    "A value of editors, each at its strength: chosen on held-out facts if all have such rows, and else on those shown."
+    dials = [editor.get("dial", "radius") for editor in editors]
+    picked = [_pick_editor(rows, **{name: setting for name, setting in editor.items() if name != "dial"}) for editor in editors]
+    on = "heldout" if all({"reported", "heldout"} <= set(some["facts"]) for some in picked) else "reported"
+    return [_wide(select_radius(some, ["position"], on, strength=dial), value).mean(axis=1) for some, dial in zip(picked, dials)]
 
 
 def _lead(rows: pd.DataFrame, ahead: Mapping, behind: Mapping) -> pd.Series:
-    "How far one editor is ahead of another."
-    return _at_strength(rows, **ahead) - _at_strength(rows, **behind)
+    "How far one editor, or one norm of the ball, is ahead of another."
+    return np.subtract(*_at_strengths(rows, ahead, behind))
 
 
 def _not_learnt(rows: pd.DataFrame, **settings) -> pd.Series:
     "What an editor lacks of all modified facts."
-    return 100 - _at_strength(rows, "modified", **settings)
+    return 100 - _at_strengths(rows, settings, value="modified")[0]
 
 # %% ../nbs/5_experiments/08_claims.ipynb #registry
 _FOLDER = Path(modmem.__file__).parent / "data"
 _MEASURES = {measure.__name__.removeprefix("_"): measure for measure in (
-    _term, _difference, _shortfall, _shared_difference, _gain_at_equal, _moves, _fall_chosen, _fall_controlled, _unsteady_seeds, _unsteady_radii,
-    _drop_beyond, _lacks_one, _ahead_of_neighbors, _lost_by_sharing, _linf_ahead_of_fisher, _lead, _not_learnt,
+    _term, _difference, _shortfall, _gain_at_equal, _moves, _fall, _unsteady_seeds, _unsteady_radii,
+    _drop_beyond, _lacks_one, _lost_by_sharing, _lead, _not_learnt,
 )}  # fmt: skip
 
 
@@ -411,7 +363,7 @@ def _judge(claim: Claim, values: np.ndarray, checkpoints: np.ndarray, share: flo
     "The effect of a claim, its interval at its share of the level and alone, and the verdicts."
     row = {name: getattr(claim, name) for name in ("name", "primary", "kind", "margin", "unit", "planned")}
     means = pd.Series(values).groupby(checkpoints).mean() if len(values) else pd.Series(dtype=float)
-    row |= {"n": len(values), "effect": values.mean() if len(values) else np.nan, "checkpoints": " / ".join(f"{mean:.1f}" for mean in means)}
+    row |= {"n": len(values), "checkpoints": " / ".join(f"{mean:.1f}" for mean in means), "effect": values.mean() if len(values) else np.nan}
     for which, asked in (("", share), ("_alone", level)):
         row[f"low{which}"], row[f"high{which}"] = ends = find_interval(values, asked, checkpoints)
         verdict = give_verdict(*ends, claim.kind, claim.margin) if len(values) else "not run"
@@ -420,12 +372,6 @@ def _judge(claim: Claim, values: np.ndarray, checkpoints: np.ndarray, share: flo
     return row | {"needed": count_needed(values, claim.kind, claim.margin, share, checkpoints)}
 
 # %% ../nbs/5_experiments/08_claims.ipynb #check-claims
-_ORDER = (
-    "name", "primary", "kind", "margin", "unit", "planned", "n", "checkpoints", "effect", "low", "high", "p", "verdict", "low_alone", "high_alone",
-    "verdict_alone", "needed",
-)  # fmt: skip
-
-
 def check_claims(
     rows: pd.DataFrame,  # of `load_results`
     claims: Sequence[Claim] = CLAIMS, parts: Parts = Parts(),
@@ -434,14 +380,14 @@ def check_claims(
     "Check claims on the rows of a sweep; one whose rows are missing is 'not run'."
     if again := [name for name, count in Counter(claim.name for claim in claims).items() if count > 1]:
         raise ValueError(f"several claims are called {again[0]!r}")
-    rows, tables = assign_parts(rows, parts), []
+    rows, judged = assign_parts(rows, parts), {}
     for family in ([claim for claim in claims if claim.primary], [claim for claim in claims if not claim.primary]):
         measured = [_measure(claim, rows) for claim in family]
-        levels, corrected = correct_levels([find_p(values, claim.kind, claim.margin, where) for claim, (values, where) in zip(family, measured)], level)
-        judged = [_judge(claim, *found, share, level) for claim, found, share in zip(family, measured, levels)]
-        tables.append(pd.DataFrame(judged, columns=[name for name in _ORDER if name != "p"]).assign(p=corrected))
-    table = pd.concat([table for table in tables if len(table)]).set_index("name").loc[[claim.name for claim in claims]]
-    return table.reset_index()[list(_ORDER)]
+        corrected = correct_levels([find_p(values, claim.kind, claim.margin, where) for claim, (values, where) in zip(family, measured)], level)
+        judged |= {claim.name: _judge(claim, *found, share, level) | {"p": p} for claim, found, share, p in zip(family, measured, *corrected)}
+    table = pd.DataFrame([judged[claim.name] for claim in claims])
+    table.insert(table.columns.get_loc("high") + 1, "p", table.pop("p"))
+    return table
 
 # %% ../nbs/5_experiments/08_claims.ipynb #describe
 _REASONS = {0: "There are no rows for it.", 1: "One seed has no interval."}

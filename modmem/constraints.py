@@ -22,8 +22,7 @@ from .penalties import check_weight, ewc_penalty, kl_penalty
 from .projection import BALLS, LinfBall
 
 # %% auto #0
-__all__ = ['CONSTRAINTS', 'PENALTIES', 'RelativeLinfBall', 'check_norm', 'modify_constrained', 'PenalizedConfig',
-           'modify_penalized']
+__all__ = ['CONSTRAINTS', 'PENALTIES', 'RelativeLinfBall', 'modify_constrained', 'PenalizedConfig', 'modify_penalized']
 
 # %% ../nbs/3_editors/02_constraints.ipynb #relative-ball
 @dataclass(frozen=True)
@@ -55,11 +54,6 @@ CONSTRAINTS: dict[str, Callable] = {  # norm -> its ball, from model, modified b
 }
 
 # %% ../nbs/3_editors/02_constraints.ipynb #modify-constrained
-def check_norm(norm: str) -> None:
-    "Refuse a norm that no constraint has."
-    check_choice("norm", norm, CONSTRAINTS)
-
-
 def modify_constrained(
     masked_lm: MaskedLM,  # theta_0; stays as it is
     modified_benchmark: ModifiedBenchmark,
@@ -68,7 +62,7 @@ def modify_constrained(
     anchor: MaskedLM | None = None,  # the center of the ball, if not `masked_lm`: the model before its first edit
 ) -> Edit:
     "Edit within the constraint that a configuration names."
-    check_norm(config.norm)
+    check_choice("norm", config.norm, CONSTRAINTS)
     ball = CONSTRAINTS[config.norm](masked_lm if anchor is None else anchor, modified_benchmark, config)
     return modify_facts(masked_lm, modified_benchmark, config, ball, penalty, anchor)
 

@@ -10,6 +10,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import mean
@@ -26,7 +27,7 @@ from .batches import MaskedBatch
 from .blocks import select_parameters
 from .fae_starts import FaeStart
 from .finetuning import FinetuningConfig
-from .masked_lm import MaskedLM
+from .masked_lm import MaskedLM, copy_with_own
 from .rows import load_results
 from .runs import Run
 from .starts import RECIPES, Data, Places
@@ -58,38 +59,10 @@ def _find_network(model: str, folder: str) -> MaskedLM | None:
             return MaskedLM(AutoModelForMaskedLM.from_config(config, dtype=torch.float32), None)
     return None
 
-# %% ../nbs/6_commands/01_cost.ipynb #count-stage
+# %% ../nbs/6_commands/01_cost.ipynb #count-step
 _SENTENCES = 16  # counted at once: the head never gets fewer rows
 
 
-@lru_cache(maxsize=None)
-def _count_stage(network: MaskedLM, stage: str, length: int, trained: bool, flows: bool) -> tuple[float, float]:
-    "FLOPs of a sentence in a stage, and the bytes kept for its way back."
-    with torch.device("meta"):
-        tokens = torch.zeros(_SENTENCES, length, dtype=torch.long)
-        hidden = torch.zeros(_SENTENCES, length, network.model.config.hidden_size, requires_grad=flows)
-    batch, kept = MaskedBatch(tokens, None, *[tokens[:, 0]] * 4, max_slots=1), {}
-    stages = {
-        "embedding": lambda: network.embed(batch),
-        "block": lambda: network.run_blocks(hidden, batch, 0, 1),
-        "last block": lambda: network.read_slots(hidden, batch, start=-1),
-        "head": lambda: torch.nn.functional.cross_entropy(network.score_slots(hidden[:, 0]), batch.labels),
-    }
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor  # views of one memory count once
-        return tensor
-
-    network.model.requires_grad_(trained)
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = stages[stage]()
-        if result.requires_grad:
-            result.sum().backward()
-    weights = {weight.untyped_storage()._cdata for weight in network.model.parameters()}
-    size = sum(tensor.untyped_storage().nbytes() for memory, tensor in kept.items() if memory not in weights)
-    return counter.get_total_flops() / _SENTENCES, size / _SENTENCES
-
-# %% ../nbs/6_commands/01_cost.ipynb #count-step
 @lru_cache(maxsize=None)
 def _count_step(
     network: MaskedLM,
@@ -98,15 +71,29 @@ def _count_step(
     trains: bool = True,  # or only answers
 ) -> tuple[float, float, int]:
     "FLOPs of a sentence in a step, the bytes kept for its way back, and those of the weights; what lies below the blocks is there."
-    everything = list(network.model.parameters())
-    weights = everything if blocks is None else select_parameters(network, blocks).values() if blocks != () else ()
-    own = {id(weight) for weight in weights}
-    owned = [blocks is None, *(any(id(weight) in own for weight in block.parameters()) for block in network.blocks), blocks is None]
-    stages = ["embedding", *["block"] * (len(network.blocks) - 1), "last block", "head"]
-    first = owned.index(True) if any(owned[2:]) and not any(owned[:2]) else 0
-    counts = [_count_stage(network, stages[place], length, trains and owned[place], trains and any(owned[:place])) for place in range(first, len(stages))]
-    numbers = sum(weight.numel() for weight in everything) + 4 * sum(weight.numel() for weight in weights)
-    return sum(flops for flops, _ in counts), sum(kept for _, kept in counts), 4 * numbers
+    names = None if blocks is None else list(select_parameters(network, blocks)) if blocks != () else []
+    model, kept = copy_with_own(network, names), {}
+    with torch.device("meta"):
+        tokens = torch.zeros(_SENTENCES, length, dtype=torch.long)
+        states = torch.zeros(_SENTENCES, length, network.model.config.hidden_size)
+    batch = MaskedBatch(tokens, None, *[tokens[:, 0]] * 4, max_slots=1)
+    if model.below is not None:
+        batch = replace(batch, states=states, start=model.below.block)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor  # views of one memory count once
+        return tensor
+
+    with torch.set_grad_enabled(trains), FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = torch.nn.functional.cross_entropy(model(batch), batch.labels)
+        if loss.requires_grad:
+            loss.backward()
+    weights = list(model.model.parameters())
+    for weight in weights:
+        kept.pop(weight.untyped_storage()._cdata, None)
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    numbers = sum(weight.numel() * (5 if weight.requires_grad else 1) for weight in weights)
+    return counter.get_total_flops() / _SENTENCES, size / _SENTENCES, 4 * numbers
 
 # %% ../nbs/6_commands/01_cost.ipynb #sizes
 _SIZES = {"trex": (1_282_567, 34_039, 34_039, 40), "zsre": (197_829, 147_905, 59_527, 20)}  # training, facts, test, tokens a sentence
@@ -125,14 +112,8 @@ def _size(data: Data) -> tuple[float, float, float, int]:
     return share * min(training, facts * (data.max_evidences or math.inf)), share * facts, share * test, length
 
 # %% ../nbs/6_commands/01_cost.ipynb #cost
-def _parts(run: Run) -> tuple[FinetuningConfig | None, Any, FinetuningConfig | None]:
-    "Take apart a run: how its start is trained (None: not at all), the blocks that are edited (None: every weight), and how."
-    edit = getattr(run.method, "modification", run.method)
-    return getattr(run.start, "finetuning", None), getattr(edit, "blocks", None), getattr(edit, "finetuning", None)
-
-
 def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | None) -> tuple[float, float]:
-    "FLOPs and bytes of a training (None: there is none) with all test questions after it; nan where that is not known."
+    "FLOPs and bytes of a training of blocks (None: of every weight; no training: None) with all test questions after it; nan where that is not known."
     model, (evidences, facts, questions, length) = run.start.model, _size(run.sample.data)
     network = None if isinstance(run.start, FaeStart) else _find_network(model, str(places.models.get(model, model)))
     if network is None:
@@ -151,8 +132,8 @@ def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | No
 # %% ../nbs/6_commands/01_cost.ipynb #estimate-run
 def estimate_run(run: Run, places: Places) -> tuple[float, float]:  # FLOPs, and bytes of memory; nan if that is not known, as of FaE
     "Estimate what a row costs, without its start."
-    _, blocks, training = _parts(run)
-    return _cost(run, places, blocks, training)
+    edit = getattr(run.method, "modification", run.method)
+    return _cost(run, places, getattr(edit, "blocks", None), getattr(edit, "finetuning", None))
 
 # %% ../nbs/6_commands/01_cost.ipynb #plan
 def _list_costs(runs: Iterable[tuple[Run, Places]]) -> list[tuple]:
@@ -162,7 +143,7 @@ def _list_costs(runs: Iterable[tuple[Run, Places]]) -> list[tuple]:
         start, model, settings = (run.start, run.sample.data), (run.start.model, run.sample.data.benchmark), run.settings
         if start not in starts:
             name = "FaE" if isinstance(run.start, FaeStart) else run.start.kind
-            starts[start] = (*model, f"start {name}", "", *_cost(run, places, None, _parts(run)[0]))
+            starts[start] = (*model, f"start {name}", "", *_cost(run, places, None, getattr(run.start, "finetuning", None)))
         name = settings.get("blocks", settings["method"])
         rows.append((*model, name, str(run.sample.num_modified), *estimate_run(run, places)))
     return [*starts.values(), *rows]

@@ -46,12 +46,12 @@ def _render(text: str, folder: Path, renderer: Markdown) -> str:
 _PAGE = Template((Path(modmem.__file__).parent / "data" / "report.html").read_text(encoding="utf-8"))
 
 # %% ../nbs/6_commands/02_page.ipynb #describe-absent
-def _describe_absent(name: str, published: str | Path | None) -> str:
+def _describe_absent(name: str) -> str:
     "Say in markdown that an artefact was not run, and what the paper has."
     text = f"# {TITLES[name]}\n\n**not run**"
     if not name.startswith("table"):
         return text + ", and the paper prints no values" * name.startswith("figure")
-    paper = load_published(name, published)
+    paper = load_published(name)
     values = [column for column in paper if column.endswith(("_accuracy", "_change")) or column in ("questions", "facts")]
     settings = [column for column in paper if column not in (*values, "note") and not column.endswith("_se")]
     shown = compare_published(paper.head(0)[[*settings, *values]], paper, settings, values, digits=0 if "facts" in values else 2)
@@ -71,7 +71,6 @@ def _describe_origin(records: dict[str, dict]) -> dict[str, str]:
 # %% ../nbs/6_commands/02_page.ipynb #build-report
 def build_report(
     folder: str | Path,  # where `save_table` and `save_figure` have written; perhaps with claims.md, tradeoff_dial.svg and claims_forest.svg
-    published: str | Path | None = None,  # the paper's numbers; None: those of the package
 ) -> Path:  # report.html, in the same folder
     "Put all artefacts of a folder on one page that needs no other file."
     folder, renderer = Path(folder), _make_renderer()
@@ -79,7 +78,7 @@ def build_report(
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md")) if path.stem != "README"}
     claims, heading, details = found.pop("claims", "# Claims\n\n**not run**").partition("\n## ")
     names = [*TITLES, *sorted(set(found) - set(TITLES))]
-    texts = {"claims": claims} | {name: found.get(name) or _describe_absent(name, published) for name in names} | _describe_origin(records)
+    texts = {"claims": claims} | {name: found.get(name) or _describe_absent(name) for name in names} | _describe_origin(records)
     sections = {name: _render(text, folder, renderer) for name, text in texts.items()}
     if details:
         sections["claims"] += f"<details><summary>Each claim in full</summary>{_render(heading + details, folder, renderer)}</details>"

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import pandas as pd
@@ -38,21 +39,15 @@ from .sweep import run_sweep, shard
 def compute_rows(
     artefacts: Iterable[Artefact],  # with their runs
     store: Path,  # folder for the rows, one file each
-    rows: Path | None = None,  # csv with rows that need not be computed
-    jobs: int = 1,  # processes
-    engine: str = "local",  # or "dask"
-    scheduler: str | None = None,  # address of Dask's scheduler
-    retries: int = 0,  # how often a row that fails is tried again
-    row_timeout: float | None = None,  # seconds after which a row is given up
     part: tuple[int, int] | None = None,  # which part of how many, counted from 0
+    **work,  # options of `run_sweep`: rows, jobs, engine, scheduler, retries, row_timeout
 ) -> pd.DataFrame:  # a row a run
     "Compute the rows that are missing, and return those of all artefacts."
     union = list({run.key: (run, artefact.places) for artefact in artefacts for run in artefact.runs}.values())
     groups: dict[Places, list[Run]] = {}
     for run, places in shard(union, *part) if part else union:
         groups.setdefault(places, []).append(run)
-    how = {"retries": retries, "row_timeout": row_timeout}
-    tables = [run_sweep(runs, store, places, rows, jobs, engine, scheduler, **how) for places, runs in groups.items()]
+    tables = [run_sweep(runs, store, places, **work) for places, runs in groups.items()]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"key": [], "status": [], "error": []}, dtype=str)
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #write-rows
@@ -99,15 +94,11 @@ def _is_current(artefact: Artefact, copy: Path, fingerprint: str) -> bool:
 @contextlib.contextmanager
 def _kernel_of_this_python() -> Iterator[str]:
     "Register this interpreter as a kernel, for the time being; its name."
-    before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory() as folder:
         write_kernel_spec(Path(folder) / "kernels" / "modmem", extra_arguments=["--log-level=CRITICAL"])
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
-        try:
+        places = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
+        with patch.dict(os.environ, JUPYTER_PATH=places):
             yield "modmem"
-        finally:
-            os.environ.pop("JUPYTER_PATH")
-            os.environ |= {} if before is None else {"JUPYTER_PATH": before}
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #run-notebook
 def _run_notebook(artefact: Artefact, copy: Path, kernel: str, fingerprint: str) -> float:
@@ -167,18 +158,14 @@ def reproduce(
     artefacts: Sequence[Artefact],  # with their runs
     output: Path,  # folder for the results
     store: Path,  # folder for the rows
-    rows: Path | None = None,  # csv with rows that need not be computed
     jobs: int = 1,  # processes
-    engine: str = "local",  # or "dask"
-    scheduler: str | None = None,  # address of Dask's scheduler
     copies: Path = Path("_runs"),  # folder for the executed notebooks
-    retries: int = 0,  # how often a row that fails is tried again
-    row_timeout: float | None = None,  # seconds after which a row is given up
+    **work,  # other options of `run_sweep`: rows, engine, scheduler, retries, row_timeout
 ) -> _Outcome:
     "Compute all rows, run all notebooks, write rows.csv and the report."
     known = output / "rows.csv"
     _tidy_up(output, known)
-    table = compute_rows(artefacts, store, rows, jobs, engine, scheduler, retries, row_timeout)
+    table = compute_rows(artefacts, store, jobs=jobs, **work)
     if len(table):
         _write_rows(known, table)
     ends = _run_notebooks([_read_known(artefact, known) for artefact in artefacts], table, known, jobs, copies)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .blocks import select_parameters
-from .constraints import check_norm
+from .constraints import CONSTRAINTS
 from .editor import ModificationConfig
 from .editors import EDITORS, SequenceConfig, describe_edit, edit_facts, edit_in_sequence
 from .evaluation import EditAccuracy
@@ -180,7 +180,7 @@ class Run:
         if settings.get("seed", self.sample.seed) != self.sample.seed:
             raise ValueError(f"sample and method must have one seed, not {self.sample.seed} and {settings['seed']}")
         if "norm" in settings:
-            check_norm(settings["norm"])
+            check_choice("norm", settings["norm"], CONSTRAINTS)
 
     @property
     def settings(self) -> dict:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -227,11 +228,6 @@ def _try_all(missing: list[Run], execute: Callable, bury: Callable, bar: _Progre
             bar.count("busy" if again else status)
         wait = True
 
-
-def _order(run: Run) -> tuple:
-    "Runs of one starting point together, and in these, runs of one S."
-    return repr(run.start), repr(run.sample)
-
 # %% ../nbs/5_experiments/04_sweep.ipynb #run-sweep
 def run_sweep(
     runs: Iterable[Run],
@@ -252,7 +248,8 @@ def run_sweep(
     places = Places(store / "cache") if places is None else places
     known = load_results(store, rows, runs)
     settled = set(known.loc[known["status"].isin(["done"] if retries is not None else ["done", "failed"]), "key"])
-    missing = sorted((run for key, run in runs.items() if key not in settled), key=_order)
+    missing = [run for key, run in runs.items() if key not in settled]
+    missing.sort(key=lambda run: (repr(run.start), repr(run.sample)))  # a process loads a model and draws an S once
     execute = partial(_ENGINES[engine], jobs=jobs, scheduler=scheduler)
     with _Progress(len(runs), len(runs) - len(missing), progress) as bar:
         starts = list(dict.fromkeys(run.start for run in missing))
@@ -263,25 +260,19 @@ def run_sweep(
     return load_results(store, rows, runs).set_index("key", drop=False).loc[list(runs)].reset_index(drop=True)
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #progress
-class _Progress:
+class _Progress(tqdm):
     "One bar: rows done, failed, left, and the time to go."
 
     def __init__(self, total: int, done: int, show: bool | None):
-        self._done, self._failed, self._total = done, 0, total
         form = "{desc} |{bar:20}| {elapsed} so far, {remaining} to go"
-        self._bar = tqdm(total=total, initial=done, disable=None if show is None else not show, bar_format=form)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._bar.close()
+        super().__init__(total=total, initial=done, disable=None if show is None else not show, bar_format=form)
+        self.counts = Counter(done=done)
 
     def say(self, more: str = "") -> None:
-        left = self._total - self._done - self._failed
-        self._bar.set_description_str(f"rows: {self._done} done, {self._failed} failed, {left} left" + (f"; {more}" if more else ""))
+        left = self.total - self.counts["done"] - self.counts["failed"]
+        self.set_description_str(f"rows: {self.counts['done']} done, {self.counts['failed']} failed, {left} left" + (f"; {more}" if more else ""))
 
     def count(self, status: str) -> None:
-        self._done, self._failed = self._done + (status == "done"), self._failed + (status == "failed")
-        self._bar.update(status != "busy")
+        self.counts[status] += 1
+        self.update(status != "busy")
         self.say()

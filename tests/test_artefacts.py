@@ -5,7 +5,7 @@ import pytest
 from mini_notebooks import PLACES, RUNS, SETTINGS, here, notebooks, write_notebook  # noqa: F401
 
 from modmem import paper
-from modmem.artefacts import OPTIONS, Artefact, choose_artefacts, list_artefacts, list_runs
+from modmem.artefacts import OPTIONS, Artefact, choose_artefacts, list_artefacts, list_runs, read_defaults
 from modmem.files import DataError
 from modmem.starts import Places
 
@@ -24,6 +24,11 @@ def test_a_parameter_reaches_every_artefact_that_has_it_in_its_type():
     assert values["tradeoff"] == values["table_3"] | {"radii": [0.5, 1]}
     assert values["edit_synthetic"] == {"radii": [0.5, 1], "steps": 7} and values["claims"] == {}
     assert {run.sample.num_modified for run in list_runs(choose_artefacts(["table_3"], given[:1])[0]).runs} == {8}
+
+
+def test_own_values_may_be_any_expression(tmp_path):
+    write_notebook(tmp_path / "x.ipynb", parameters='radii: list = [0.1, float("inf")]  # inf: no constraint\nsteps = 3')
+    assert read_defaults(tmp_path / "x.ipynb") == {"radii": [0.1, math.inf], "steps": 3}
 
 
 # Options
