@@ -5,18 +5,16 @@
 # %% ../nbs/1_method/13_batches.ipynb #imports
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 
 from .facts import MASK, Benchmark, Evidence
 
 # %% auto #0
-__all__ = ['EncodedEvidence', 'find_end', 'encode_evidence', 'find_mention', 'MaskedBatch', 'make_batch', 'bucket_by_length',
+__all__ = ['EncodedEvidence', 'encode_evidence', 'find_mention', 'MaskedBatch', 'make_batch', 'bucket_by_length',
            'keep_answerable', 'find_seen', 'keep_unseen']
 
 # %% ../nbs/1_method/13_batches.ipynb #encoded-evidence
@@ -71,18 +69,6 @@ def _window(length: int, first: int, last: int, limit: int) -> slice:
     start = max(0, min(first - spare // 2, length - limit))
     return slice(start, min(length, start + limit))
 
-
-def find_end(text: str, words: int) -> int:
-    "Find where so many words of a text end; each has a letter or a digit, and so a piece at least."
-    last = next(islice(re.finditer(r"\w\S*", text), words, None), None)
-    return len(text) if last is None else last.end()
-
-
-def _come_near(parts: tuple[str, str, str], words: int) -> tuple[str, str, str]:
-    "Leave out what is too far from the object to be in any window of so many pieces."
-    before, object, after = parts
-    return before[len(before) - find_end(before[::-1], words) :], object, after[: find_end(after, words)]
-
 # %% ../nbs/1_method/13_batches.ipynb #encode-evidence
 def encode_evidence(
     tokenizer,  # a transformers tokenizer with a mask token
@@ -93,7 +79,7 @@ def encode_evidence(
     if not evidence:
         return []
     encoded = []
-    near = [_come_near(_split(sentence), max_length) for sentence in evidence]  # a document of megabytes is not tokenized for its window
+    near = [_split(sentence.around(max_length)) for sentence in evidence]  # a document of megabytes is not tokenized for its window
     for sentence, (before, labels, after) in zip(evidence, _pieces_around(tokenizer, near)):
         if not 0 < len(labels) <= max_length - 2:
             raise ValueError(f"the object {sentence.fact.object!r} takes {len(labels)} pieces; there is room for 1 to {max_length - 2}")

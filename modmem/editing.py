@@ -207,6 +207,14 @@ def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:
     except ValueError as error:
         raise DataError(f"does not belong to this model: {error}", path) from None
 
+
+def _ask_earlier(masked_lm: MaskedLM, onto: Path, made: Any) -> dict:
+    "What a further edit left of those before it: how much of their evidence is answered."
+    *earlier, _ = lazy.stack.list_layers(made.record)
+    asked = [sentence for layer in earlier for sentence in lazy.stack.recall_edits(layer).modified_train]
+    edits = {"before": lazy.editor.Edit.load(onto), "after": made}
+    return {"earlier_edits_accuracy": {key: lazy.evaluation.measure_accuracy(edit.apply_to_copy(masked_lm), asked) for key, edit in edits.items()}}
+
 # %% ../nbs/6_commands/09_editing.ipynb #answer-edits
 def _compare(values: Mapping[str, Any]) -> Any:
     "Values before and after an edit; the one value if there is no edit."
@@ -321,7 +329,8 @@ def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, bench
         made = _stack(masked_lm, onto, modified, settings, source)
     made, results = _finish(masked_lm, made, modified, guard, half)
     answers = results.pop("answers")
-    return made, results | ({"tries": tries} if tries else {}) | {"answers": answers}
+    earlier = {} if onto is None else _ask_earlier(masked_lm, onto, made)
+    return made, results | earlier | ({"tries": tries} if tries else {}) | {"answers": answers}
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-command
 @app.command("edit")

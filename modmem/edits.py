@@ -36,7 +36,8 @@ def _read_sentences(record: dict, key: str, fact: Fact, path: str | Path, line: 
     for number, sentence in enumerate(get_field(record, key, list, path, line)):
         name = f"{key}[{number}]"
         text = _get_text({name: sentence}, name, path, line)
-        found[text] = make_evidence(fact, text, fact.subject if fact.subject in text else None, path, line, name)
+        evidence = make_evidence(fact, text, fact.subject if fact.subject in text else None, path, line, name)
+        found[evidence.text] = evidence
     return tuple(found.values())
 
 
@@ -90,7 +91,7 @@ def _warn(sides: dict[str, list[tuple[int, Evidence]]], path: str | Path) -> Non
         if re.search(rf"(?<!\w){re.escape(_plain(answer).casefold())}(?!\w)", _plain(text.replace(MASK, " ")).casefold()):
             warnings.warn(f"{path}:{line}: field {side!r}: {text!r} contains its own answer, {answer!r}", stacklevel=3)
     subjects = {line: evidence.fact.subject for line, evidence in sides["evidence"]}
-    named = {line for line, evidence in sides["evidence"] if evidence.fact.subject.casefold() in evidence.text.casefold()}
+    named = {line for line, evidence in sides["evidence"] if evidence.subject_surface or evidence.fact.subject.casefold() in evidence.text.casefold()}
     for line in sorted(subjects.keys() - named):
         warnings.warn(f"{path}:{line}: field 'subject': {subjects[line]!r} is in none of the evidence", stacklevel=3)
 
@@ -135,7 +136,7 @@ def _find_special(tokenizer: Any, read: Any) -> str | None:
 
 def _is_cut_off(masked_lm: Any, sentence: Evidence, read: Any) -> bool:
     "Whether the subject of a sentence that fills the model's window is outside of it."
-    if len(read) < masked_lm.max_length or sentence.fact.subject not in sentence.text:
+    if len(read) < masked_lm.max_length or sentence.subject_surface is None:
         return False
     from modmem.batches import find_mention  # with torch, which validation does without
 

@@ -70,12 +70,13 @@ _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm
 
 
 def check_model(model: str, block_pattern: str | None = None) -> dict:
-    "Check what can be checked without loading a model; its configuration, or nothing for a hub id."
+    "Check what can be checked without loading a model, or torch; its configuration, or nothing for a hub id."
     folder = Path(modmem.__file__).parent / "data" / "synthetic" if model == "synthetic" else Path(model)
     if not folder.is_dir():
         a_path = folder.exists() or (len(folder.parts) > 1 and folder.parent.is_dir())
         if a_path or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
             raise DataError("no such model; expected 'synthetic', a folder, or a hub id", model)
+        lazy.hub.check_hub(model)
         return {}
     _check_parts(folder)
     path, weights = folder / "config.json", sorted(folder.glob("*.safetensors"))

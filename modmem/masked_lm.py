@@ -9,15 +9,12 @@ import contextlib
 import copy
 import hashlib
 import re
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
@@ -26,6 +23,7 @@ from .architectures import ARCHITECTURES, Architecture, find_architecture, read_
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, encode_evidence, make_batch
 from .facts import Evidence
 from .files import DataError, write_folder_atomically
+from .hub import check_hub
 from .packed import PackedRows
 
 # %% auto #0
@@ -360,35 +358,6 @@ def _is_there(package: str) -> bool:
         return find_spec(package) is not None
     return False
 
-# %% ../nbs/1_method/14_masked_lm.ipynb #check-hub
-def _answers(address: str, seconds: float) -> bool:
-    "Whether a server answers in time; to look up its name, which no timeout ends, may take long."
-    answers = []
-
-    def ask() -> None:
-        try:
-            urlopen(Request(address, method="HEAD"), timeout=seconds).close()
-        except HTTPError:  # an answer, too
-            pass
-        except OSError:
-            return
-        answers.append(True)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds)
-    return bool(answers)
-
-
-def _check_hub(source: str | Path) -> None:
-    "Refuse the id of a model that nobody can send: transformers would try for half a minute."
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if Path(source).exists() or isinstance(try_to_load_from_cache(str(source), "config.json"), str):
-        return
-    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT, seconds=2.5):
-        raise DataError(f"no such folder, no model of this name in the cache, and {constants.ENDPOINT} does not answer", source)
-
 # %% ../nbs/1_method/14_masked_lm.ipynb #load-masked-lm
 def load_masked_lm(
     name_or_directory: str | Path,  # "synthetic", a folder, or a hub id
@@ -398,7 +367,7 @@ def load_masked_lm(
     "Load a model of any family in `ARCHITECTURES` with its own tokenizer, in float32 and with dropout off."
     source = SYNTHETIC if str(name_or_directory) == "synthetic" else name_or_directory
     try:
-        _check_hub(source)  # before transformers, whose import takes seconds
+        check_hub(source)
         with _quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a fresh head is the same at every load
             model, report, tokenizer = _read_model(source, block_pattern)

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from .batches import EncodedEvidence, MaskedBatch, encode_evidence, find_end, make_batch
-from .facts import Evidence
+from .batches import EncodedEvidence, MaskedBatch, encode_evidence, make_batch
+from .facts import Evidence, find_end
 from .files import DataError, check_whole, load_record, save_record
 from .finetuning import BatchOrder, keyed_generator, learning_rate_at, slot_loss, train_steps
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
@@ -35,7 +35,7 @@ def read_sentences(
         with {".xz": lzma.open, ".gz": gzip.open}.get(Path(path).suffix, open)(path, "rb") as lines:
             for line, raw in enumerate(lines, start=1):
                 if text := raw.decode("utf-8").strip():
-                    sentences.append(text)
+                    sentences.append(text[: find_end(text)])  # of a document what a model can read
     except UnicodeDecodeError as error:
         raise DataError(f"expected UTF-8 text, found byte {error.object[error.start]:#04x}", path, line) from None
     except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HalfEdit', 'save_edit', 'load_edit', 'halve_edit', 'list_layers', 'read_config', 'stack_edits', 'find_conflict',
-           'remove_edit']
+           'recall_edits', 'remove_edit']
 
 # %% ../nbs/6_commands/06_stack.ipynb #imports
 from collections.abc import Callable, Mapping, Sequence
@@ -134,15 +134,15 @@ def find_conflict(layers: Sequence[Mapping], edits: ModifiedBenchmark) -> tuple[
             return fact, found, where
     return None
 
-# %% ../nbs/6_commands/06_stack.ipynb #replay
-def _recall(layer: Mapping) -> ModifiedBenchmark:
-    "The edits of a layer as they were read."
+# %% ../nbs/6_commands/06_stack.ipynb #recall-edits
+def recall_edits(layer: Mapping) -> ModifiedBenchmark:  # without test phrasings, which an edit does not keep
+    "The edits of a layer, with the evidence that it was trained on."
     olds = {line["id"]: Fact(line["id"], line["subject"], line["relation"], line["object"]) for line in layer["evidence"]}
     news = {line["id"]: replace(olds[line["id"]], object=line["new_object"]) for line in layer["evidence"]}
     train = tuple(Evidence(news[line["id"]], line["text"]) for line in layer["evidence"])
     return ModifiedBenchmark({olds[name]: news[name] for name in olds}, train, (), (), (), {}, float("nan"))
 
-
+# %% ../nbs/6_commands/06_stack.ipynb #replay
 def remove_edit(
     base: MaskedLM, stack: Edit,
     number: int,  # of the edit, from 1
@@ -153,9 +153,9 @@ def remove_edit(
     if not 1 <= number <= len(layers) or len(layers) == 1:
         raise ValueError(f"expected the number of one of several edits to remove, found {number} of {len(layers)}")
     (first, config), *rest = [pair for place, pair in enumerate(zip(layers, configs), start=1) if place != number]
-    edit = modify_constrained(base, _recall(first), config)
+    edit = modify_constrained(base, recall_edits(first), config)
     if "source" in first:
         edit = replace(edit, record={**edit.record, "source": first["source"]})
     for layer, config in rest:
-        edit = stack_edits(base, edit, _recall(layer), config, layer.get("source"))
+        edit = stack_edits(base, edit, recall_edits(layer), config, layer.get("source"))
     return edit

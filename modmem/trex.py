@@ -73,9 +73,9 @@ def make_evidence(
     path: str | Path,  # for errors, like line and field
     line: int, field: str,
 ) -> Evidence:
-    "Make an evidence; `DataError` names the place of a text without exactly one `[MASK]`."
+    "Make an evidence, of a document what a model can read; `DataError` names the place of a text without exactly one `[MASK]`."
     try:
-        return Evidence(fact, text, surface)
+        return Evidence(fact, text, surface).around()
     except ValueError as error:
         raise DataError(str(error), path, line, field) from None
 

@@ -123,6 +123,7 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("edit", "E", "E", *EDIT, "--output", "O"): "edits.jsonl: no such model",
     ("edit", "two words", "E", *EDIT, "--output", "O"): "two words: no such model",
     ("edit", ".", "E", *EDIT, "--output", "O"): "expected a model's folder, with a config.json",
+    ("evaluate", "nobody/nothing", "E"): "nobody/nothing: no such folder, no model of this name in the cache, and https://",
     ("evaluate", "synthetic"): "expected exactly one of --trex DIR, --zsre FILE and --synthetic",
     ("evaluate", "synthetic", "--synthetic", "--zsre", "E"): "expected exactly one of",
     ("evaluate", "synthetic", "E", "--synthetic"): "expected either EDITS.jsonl or one of",
@@ -218,7 +219,8 @@ def test_a_broken_model_folder_is_refused(run, tmp_path, damage, reason):
     assert reason in one_line(*run("evaluate", "model", "--synthetic"))
 
 
-def test_a_hub_id_is_no_path(run, tmp_path):
+def test_a_hub_id_is_no_path(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("modmem.hub.check_hub", lambda _: None)
     assert inputs.check_model("bert-base-uncased") == inputs.check_model("google/albert-base-v2") == {}
     (tmp_path / "models").mkdir()
     assert "no such model" in one_line(*run("evaluate", "models/bert", "--synthetic"))
@@ -491,6 +493,13 @@ def test_a_corpus_may_be_packed(tmp_path):
     for name, packed in (("a.txt", text), ("a.txt.xz", lzma.compress(text)), ("a.txt.gz", gzip.compress(text, mtime=0))):
         (tmp_path / name).write_bytes(packed)
         assert read_sentences(tmp_path / name) == ["Ada paints.", "Ben sings."]
+
+
+def test_of_a_document_in_a_corpus_only_what_a_model_can_read_is_held(tmp_path):
+    from modmem.pretraining import read_sentences
+
+    (tmp_path / "a.txt").write_text("Ada\n" + "Ada paints . " * 1000)
+    assert read_sentences(tmp_path / "a.txt") == ["Ada", " . ".join(["Ada paints"] * 256)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Lists of edits: what a line means, and what no line may do."""
 import json
 import math
+import tracemalloc
 import warnings
 
 import pytest
@@ -194,12 +195,25 @@ def test_any_value_in_any_field_reads_or_says_why(tmp_path_factory, key, value):
         assert str(error).startswith(f"{path}:1: ") and "\n" not in str(error)
 
 
-def test_a_subject_that_the_window_cuts_off_is_warned_about(tmp_path):
+@pytest.mark.parametrize("words", [800, 8000])  # the second are not even kept
+def test_a_subject_that_the_window_cuts_off_is_warned_about(tmp_path, words):
     from tiny_models import tiny_bert
 
-    masked_lm, far = tiny_bert(), "Ada Ash . " + "she was . " * 400 + "born in [MASK] ."
+    masked_lm, far = tiny_bert(), "Ada Ash . " + "she was . " * (words // 2) + "born in [MASK] ."
     path = write(tmp_path, make_line(evidence=[far, far.replace(" born", " Ada Ash born")]))
     edits = read_edits(path)
     with pytest.warns(UserWarning, match="edits.jsonl:1: field 'evidence': the subject 'Ada Ash' is cut off") as told:
         check_phrasings(masked_lm, edits, path)
     assert len(told) == 1
+
+
+def test_of_documents_only_what_a_model_can_read_is_held(tmp_path):
+    words = "she was . " * 30_000  # 300 KB
+    lines = [make_line(subject=f"Ada {number}", evidence=[f"{words} Ada {number} was born in [MASK] . {words}"], test=[]) for number in range(20)]
+    path = write(tmp_path, *lines)
+    tracemalloc.start()
+    edits = read_edits(path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(edits.modified_train) == 20 and all(len(evidence.text) < 12 * 512 for evidence in edits.modified_train)
+    assert held < 20 * 15 * 512 and peak < 13 * len(words) < path.stat().st_size / 3

@@ -11,7 +11,8 @@ from test_leniency import NO_MASK, trex_record, write_trex
 from tiny_models import WORLD, ask, tiny_albert, tiny_bert
 
 from modmem.editor import Edit, ModificationConfig
-from modmem.evaluation import score_objects
+from modmem.edits import read_edits
+from modmem.evaluation import measure_accuracy, score_objects
 from modmem.facts import Evidence, Fact
 from modmem.files import DataError
 from modmem.guard import choose_settings, hold_out, list_blocks, make_guard, read_guard
@@ -238,8 +239,11 @@ def test_three_edits_are_stacked_in_one_ball_listed_and_removed_in_any_order(run
     lists = [write_edits(tmp_path / f"{number}.jsonl", edit_line(small_world, number, new)) for number, new in enumerate(("calton", "dorton", "calton"))]
     assert run("edit", "synthetic", lists[0], *FIRST, "--output", "1.safetensors")[0] == 0
     for number in (1, 2):
-        code, _, errors = run("edit", "synthetic", lists[number], "--onto", f"{number}.safetensors", *FIRST[4:], "--output", f"{number + 1}.safetensors")
+        code, output, errors = run("edit", "synthetic", lists[number], "--onto", f"{number}.safetensors", *FIRST[4:], "--output", f"{number + 1}.safetensors", "--json")
         assert code == 0, errors
+        models = {key: load_edit(f"{one}.safetensors").apply_to_copy(load_masked_lm("synthetic")) for key, one in (("before", number), ("after", number + 1))}
+        earlier = [sentence for one in lists[:number] for sentence in read_edits(one).modified_train]
+        assert json.loads(output)["earlier_edits_accuracy"] == {key: measure_accuracy(model, earlier) for key, model in models.items()}
     base, stack = load_masked_lm("synthetic"), load_edit("3.safetensors")
     assert stack.record["outcome"]["max_change"] <= 0.01 * (1 + 1e-5) and len(list_layers(stack.record)) == 3
     shown = run("show", "3.safetensors")[1]

@@ -109,7 +109,7 @@ def test_a_document_is_cut_before_it_is_tokenized_to_the_same_window(masked_lm, 
     texts = [filler * left + "ada was born in [MASK] . " + filler * right for left, right in ((3, 3), (900, 900), (0, 900), (900, 0), (900, 40), (40, 900))]
     evidence, seen, original = [ask(text, "calton") for text in texts], [], batches._pieces_around
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "_come_near", lambda parts, words: parts)
+        patch.setattr(batches.Evidence, "around", lambda sentence, words: sentence)
         expected = encode_evidence(masked_lm.tokenizer, evidence, masked_lm.max_length)
     monkeypatch.setattr(batches, "_pieces_around", lambda tokenizer, sentences: seen.extend(sentences) or original(tokenizer, sentences))
     assert encode_evidence(masked_lm.tokenizer, evidence, masked_lm.max_length) == expected
