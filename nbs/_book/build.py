@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,16 @@ def write_icons(target: Path) -> None:
     target.write_text(f"document.currentScript.insertAdjacentHTML('afterend', {json.dumps(drawings)});\n", encoding="utf-8")
 
 
+def shrink(site: Path) -> None:
+    "Leave out what no reader sees: the indentation of pages, but for what stands as it is written, and of the notebooks to download."
+    for path in site.rglob("*.html"):
+        parts = re.split(r"(<(?:pre|script|style|textarea)\b.*?</(?:pre|script|style|textarea)>)", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        parts[::2] = [re.sub(r"\s*\n\s*", "\n", part) for part in parts[::2]]
+        path.write_text("".join(parts), encoding="utf-8")
+    for path in site.rglob("*.ipynb"):
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
 def build(site: Path, work: Path, jobs: int) -> None:
     "Build the whole book."
     executed = execute(work / "executed", jobs)
@@ -149,6 +160,7 @@ def build(site: Path, work: Path, jobs: int) -> None:
         raise SystemExit("the book is not built: mend what is warned of above")
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(work / "html", site, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv", "*.map", "_sources"))
+    shrink(site)
     (site / ".nojekyll").touch()  # or GitHub Pages would leave out what begins with an underscore
 
 
