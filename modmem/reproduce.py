@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest.mock import patch
 
 import nbformat
 import pandas as pd
@@ -94,11 +93,15 @@ def _is_current(artefact: Artefact, copy: Path, fingerprint: str) -> bool:
 @contextlib.contextmanager
 def _kernel_of_this_python() -> Iterator[str]:
     "Register this interpreter as a kernel, for the time being; its name."
+    before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory() as folder:
         write_kernel_spec(Path(folder) / "kernels" / "modmem", extra_arguments=["--log-level=CRITICAL"])
-        places = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
-        with patch.dict(os.environ, JUPYTER_PATH=places):
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
+        try:
             yield "modmem"
+        finally:
+            os.environ.pop("JUPYTER_PATH")
+            os.environ |= {} if before is None else {"JUPYTER_PATH": before}
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #run-notebook
 def _run_notebook(artefact: Artefact, copy: Path, kernel: str, fingerprint: str) -> float:
