@@ -158,6 +158,17 @@ def test_an_answer_is_folded(laid_out):
     assert len(folded) == 3 and all("hide-cell" in cell.metadata["tags"] for cell in folded)
 
 
+def test_a_page_loses_its_indentation_and_nothing_that_is_read(tmp_path):
+    code, script = "<pre>def f():\n\n    return 1\n</pre>", "<script>\n    let text = `a\n  b`;\n</script>"
+    (tmp_path / "page.html").write_text(f"<p>\n    one\n      <b>two</b> </p>\n\n{code}\n  {script}  \n<p>three</p>", encoding="utf-8")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1\n\n    # é", id="x")])
+    nbformat.write(notebook, tmp_path / "x.ipynb")
+    size = (tmp_path / "x.ipynb").stat().st_size
+    build.shrink(tmp_path)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == f"<p>\none\n<b>two</b> </p>\n{code}\n{script}\n<p>three</p>"
+    assert nbformat.read(tmp_path / "x.ipynb", as_version=4) == notebook and (tmp_path / "x.ipynb").stat().st_size < size
+
+
 def test_the_curves_are_the_rows(tmp_path):
     assert radius.write_curves(tmp_path / "curves.js") > 3
     curves = json.loads((tmp_path / "curves.js").read_text(encoding="utf-8").removeprefix("window.CURVES = ").rstrip().rstrip(";"))
