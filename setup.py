@@ -34,6 +34,9 @@ setup(
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in ("cluster", "faiss", "dev", "book")},
-    entry_points={"console_scripts": settings["console_scripts"].splitlines()},
+    entry_points={
+        "console_scripts": settings["console_scripts"].splitlines(),
+        "jupyter_client.kernel_provisioners": [f"{name}-fork = {name}.reproduce:ForkedKernel"],
+    },
     zip_safe=False,
 )

@@ -1,6 +1,7 @@
 """`modmem reproduce` on notebooks of the least size: what is computed, what is written, and what survives a kill."""
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -17,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 from forks import start_fork
-from mini_notebooks import here, notebooks, run, start_command, whole  # noqa: F401
+from mini_notebooks import here, notebooks, run, start_command, whole, write_notebook  # noqa: F401
 from paper_notebooks import execute_here
 
 from modmem import cli, reproduce
@@ -228,6 +229,39 @@ def test_notebooks_run_with_this_python_and_their_parameters(run, monkeypatch):
     assert code == 0, errors
     assert Path("tables/new/edit_synthetic.csv").read_text() == "radii,steps\n[2.5, 1],7\n"
     assert os.environ["JUPYTER_PATH"] == "elsewhere" and not Path("tables/new/rows.csv").exists()
+
+
+LOOK = """import os, sys
+import pandas as pd
+import matplotlib.pyplot as plt
+print(number, os.getcwd(), os.environ["OF_THE_TEST"], __name__, sys.flags.interactive)
+pd.DataFrame({f"a long name of column {column}": [column] for column in range(30)})"""
+DRAW = "figure = plt.figure(figsize=(1, 1))\n_ = plt.plot([0, 1])"
+
+
+def test_a_forked_kernel_shows_what_a_kernel_of_its_own_shows_and_nothing_of_another(tmp_path, monkeypatch):
+    import papermill
+
+    monkeypatch.setenv("OF_THE_TEST", "7")
+    monkeypatch.delenv("MPLBACKEND")
+    write_notebook(tmp_path / "seen.ipynb", parameters="number: int = 1", look=LOOK, draw=DRAW, loaded="'modmem.paper' in sys.modules, 'left' in globals()", leave="left = 1")
+    with reproduce._kernel_of_this_python() as kernel:
+        forked, again, alone = (papermill.execute_notebook(tmp_path / "seen.ipynb", None, {"number": 2}, kernel_name=name, progress_bar=False, cwd=tmp_path) for name in (kernel, kernel, "python3"))
+    assert forked.cells[1].outputs == again.cells[1].outputs and forked.cells[2].outputs[0].text.startswith(f"2 {tmp_path} 7 __main__")
+    for ours, usual in zip(forked.cells[:-2], alone.cells[:-2], strict=True):
+        assert ours.get("outputs") == usual.get("outputs") and ours.get("execution_count") == usual.get("execution_count")
+    assert "image/png" in forked.cells[3].outputs[-1].data
+    loaded = [notebook.cells[4].outputs[0].data["text/plain"] for notebook in (forked, again, alone)]
+    assert loaded == [f"({sys.platform == 'linux'}, False)"] * 2 + ["(False, False)"]
+
+
+def test_a_kernel_that_dies_is_a_failure_and_ends_with_its_notebook(tmp_path):
+    import papermill
+
+    write_notebook(tmp_path / "dies.ipynb", parameters="number: int = 1", die="import os\nos.kill(os.getpid(), 9)")
+    with reproduce._kernel_of_this_python() as kernel, pytest.raises(Exception, match="Kernel died"):
+        papermill.execute_notebook(tmp_path / "dies.ipynb", None, {}, kernel_name=kernel, progress_bar=False)
+    assert not multiprocessing.active_children()
 
 
 def test_what_rows_cost_makes_no_other_fingerprint(whole):
