@@ -108,6 +108,7 @@ class _KernelProcess(_CONTEXT.Process):
 
     def run(self) -> None:
         os.chdir(self.folder)
+        os.environ.clear()
         os.environ |= self.environment
         pd.set_option("display.max_columns", 20)  # this and the next as where a kernel itself imports them
         matplotlib.rcParams["backend"] = os.environ.get("MPLBACKEND", "module://matplotlib_inline.backend_inline")
@@ -127,10 +128,10 @@ class _KernelProcess(_CONTEXT.Process):
 class ForkedKernel(LocalProvisioner):
     "Starts kernels as forks of one process that has imported the package; Jupyter finds it by its entry point."
 
-    async def launch_kernel(self, cmd: list[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None, **_) -> dict:
+    async def launch_kernel(self, cmd: list[str], *, env: Mapping[str, str], cwd: str | None = None, **_) -> dict:
         "Start a kernel with the arguments that the command has for it, in a folder and an environment; how to reach it."
         _CONTEXT.set_forkserver_preload(["modmem.reproduce", "modmem.paper"])
-        self.process = _KernelProcess(cmd[cmd.index("ipykernel_launcher") + 1 :], cwd or os.getcwd(), env or {})
+        self.process = _KernelProcess(cmd[cmd.index("ipykernel_launcher") + 1 :], cwd or os.getcwd(), env)
         self.process.start()
         self.pid = self.process.pid
         return self.connection_info
