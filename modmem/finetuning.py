@@ -25,8 +25,8 @@ from .files import check_choice, check_whole
 from .masked_lm import MaskedLM, copy_with_own, in_mode
 
 # %% auto #0
-__all__ = ['slot_loss', 'keyed_generator', 'BatchOrder', 'learning_rate_at', 'train_steps', 'FinetuningConfig', 'part_losses',
-           'finetune_steps', 'finetune']
+__all__ = ['slot_loss', 'keyed_generator', 'BatchOrder', 'learning_rate_at', 'ProgressLog', 'train_steps', 'FinetuningConfig',
+           'part_losses', 'finetune_steps', 'finetune']
 
 # %% ../nbs/1_method/17_training.ipynb #slot-loss
 def slot_loss(masked_lm: MaskedLM, batch: MaskedBatch) -> torch.Tensor:  # scalar: negative log-likelihood of the hidden pieces, mean over sentences
@@ -119,14 +119,17 @@ _logger = logging.getLogger(__name__)
 _SILENCE = 15.0  # seconds between two lines of progress
 
 
-def _tell(steps: tqdm, description: str) -> Iterator[int]:
-    "Log how far a loop has got, now and then, where its bar is off."
-    told = time.monotonic()
-    for done, step in enumerate(steps):
-        if steps.disable and time.monotonic() - told > _SILENCE:
-            _logger.info("%s: %d of %d steps", description, done, len(steps.iterable))
-            told = time.monotonic()
-        yield step
+class ProgressLog:
+    "Lines in the log in place of a bar that is off: where there is no terminal."
+
+    def __init__(self, bar: tqdm):
+        self.bar, self.told = bar, time.monotonic()
+
+    def tell(self, line: str) -> None:
+        "Log a line, unless one was logged just before."
+        if self.bar.disable and time.monotonic() - self.told > _SILENCE:
+            _logger.info(line)
+            self.told = time.monotonic()
 
 
 def _add_gradients(loss: torch.Tensor | Iterable[torch.Tensor], step: int, learning_rate: float) -> float:
@@ -155,7 +158,10 @@ def train_steps(
     "Train, one step for each learning rate."
     losses, device = [], next(network.parameters()).device
     with _dropout(network, dropout), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for step in _tell(tqdm(range(first_step, len(learning_rates)), desc=description, disable=None, leave=False), description):
+        bar = tqdm(range(first_step, len(learning_rates)), desc=description, disable=None, leave=False)
+        log = ProgressLog(bar)
+        for step in bar:
+            log.tell(f"{description}: {step} of {len(learning_rates)} steps")
             torch.manual_seed(keyed_generator(seed, 1, step).initial_seed())
             optimizer.zero_grad()
             losses.append(_add_gradients(compute_loss(step), step, learning_rates[step]))

@@ -33,6 +33,7 @@ from tqdm import tqdm
 import modmem
 from .artefacts import Artefact
 from .files import write_atomically
+from .finetuning import ProgressLog
 from .page import build_report
 from .rows import COSTS, load_results
 from .runs import Run
@@ -177,8 +178,12 @@ def _run_notebooks(artefacts: Sequence[Artefact], table: pd.DataFrame, known: Pa
             return error
 
     with _kernel_of_this_python() as kernel, ThreadPoolExecutor(jobs) as pool:
-        ends = tqdm(pool.map(attempt, stale), desc="notebooks", total=len(stale), disable=None)
-        return dict(zip([artefact.name for artefact in stale], ends))
+        bar, ends = tqdm(pool.map(attempt, stale), desc="notebooks", total=len(stale), disable=None), {}
+        log = ProgressLog(bar)
+        for end, artefact in zip(bar, stale):
+            ends[artefact.name] = end
+            log.tell(f"notebooks: {len(ends)} of {len(stale)}")
+        return ends
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #outcome
 @dataclass(frozen=True)

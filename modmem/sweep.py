@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .fae_starts import FaeStart, find_model
 from .files import check_choice, check_whole, exclusively
+from .finetuning import ProgressLog
 from .rows import load_results, read_row, write_row
 from .runs import METHOD_VERSION, Run, compute_row
 from .starts import Places, Start
@@ -266,11 +267,13 @@ class _Progress(tqdm):
     def __init__(self, total: int, done: int, show: bool | None):
         form = "{desc} |{bar:20}| {elapsed} so far, {remaining} to go"
         super().__init__(total=total, initial=done, disable=None if show is None else not show, bar_format=form)
-        self.counts = Counter(done=done)
+        self.counts, self.log = Counter(done=done), ProgressLog(self)
 
     def say(self, more: str = "") -> None:
         left = self.total - self.counts["done"] - self.counts["failed"]
-        self.set_description_str(f"rows: {self.counts['done']} done, {self.counts['failed']} failed, {left} left" + (f"; {more}" if more else ""))
+        line = f"rows: {self.counts['done']} done, {self.counts['failed']} failed, {left} left" + (f"; {more}" if more else "")
+        self.set_description_str(line)
+        self.log.tell(line)
 
     def count(self, status: str) -> None:
         self.counts[status] += 1

@@ -92,6 +92,16 @@ def test_one_command_makes_every_artefact_its_rows_and_the_report(whole):
     assert re.search("6 rows, in [0-9]+ s", told[-1])
 
 
+def test_progress_is_told_off_a_terminal(run, monkeypatch, without_kernel):
+    from modmem import finetuning
+
+    monkeypatch.setattr(finetuning, "_SILENCE", -1.0)
+    code, output, errors = run("table_3", "-p", "seeds", "[0]")
+    assert code == 0 and "rows:" not in output
+    assert "modmem: rows: 0 done, 0 failed, 2 left; first 1 starting points\n" in errors and "modmem: rows: 2 done, 0 failed, 0 left\n" in errors
+    assert "modmem: notebooks: 1 of 1\n" in errors
+
+
 def test_the_second_time_nothing_is_computed_and_every_byte_stays(whole, run, monkeypatch, notebooks):
     monkeypatch.chdir(whole)
     before, rows = contents(), stamps("_runs")
