@@ -186,7 +186,7 @@ _Engine = Annotated[Literal["local", "dask"], typer.Option(metavar="NAME", help=
 _Scheduler = Annotated[str, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler.")]
 _Part = Annotated[Any, typer.Option("--shard", parser=_shard_of, metavar="i/n", help="Only the i-th of n parts of the rows.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Compute nothing, say what would be and what it costs.")]
-_List = Annotated[bool, typer.Option("--list", help="Compute nothing, list the artefacts and how many rows each has.")]
+_List = Annotated[bool, typer.Option("--list", help="Compute nothing, list the artefacts, how many rows each has, and how many are there.")]
 _Status = Annotated[bool, typer.Option("--status", help="Compute nothing, say how far a sweep of these settings has got.")]
 _Retries = Annotated[int, typer.Option(min=0, metavar="N", help="How often a row that fails is tried again.")]
 _Timeout = Annotated[float | None, typer.Option("--row-timeout", parser=parse_finite, metavar="SECONDS", help="Give up a row that takes longer.")]
@@ -294,8 +294,14 @@ def _look(artefacts: Sequence, store: Path, rows: Path | None, which: str, as_js
         typer.echo(to_json(plan) if as_json else lazy.cost.describe_plan(plan))
         return
     runs = {run.key: run for artefact in artefacts for run in artefact.runs}
-    counts = [{"artefact": artefact.name, "rows": len({run.key for run in artefact.runs})} for artefact in artefacts]
-    report(lazy.status.find_status(runs, store, rows) if which == "status" else {"artefacts": counts, "rows": len(runs)}, as_json)
+    if which == "status":
+        report(lazy.status.find_status(runs, store, rows), as_json)
+        return
+    known = lazy.rows.load_results(store, rows, runs)
+    there = set(known.loc[known["status"] == "done", "key"])
+    keys = {artefact.name: {run.key for run in artefact.runs} for artefact in artefacts}
+    counts = [{"artefact": name, "rows": len(own), "there": len(own & there)} for name, own in keys.items()]
+    report({"artefacts": counts, "rows": len(runs), "there": len(there)}, as_json)
 
 
 def _compare_with_shipped(output: Path, shipped: Path, check: str | None) -> None:

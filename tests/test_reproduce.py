@@ -361,8 +361,13 @@ def test_status_is_read_from_the_store_alone(whole, run, monkeypatch):
 def test_artefacts_are_listed_with_their_rows(run):
     code, output, errors = run("--list", "--json")
     assert code == 0 and not errors and not Path("figures").exists()
-    assert json.loads(output) == {"artefacts": [{"artefact": name, "rows": rows} for name, rows in (("table_3", 4), ("tradeoff", 4), ("claims", 0))], "rows": 6}
-    assert [line.split(" | ") for line in run("--list")[1].splitlines()[1:4]] == [["  table_3", "4"], ["  tradeoff", "4"], ["  claims", "0"]]
+    assert json.loads(output) == {"artefacts": [{"artefact": name, "rows": rows, "there": 0} for name, rows in (("table_3", 4), ("tradeoff", 4), ("claims", 0))], "rows": 6, "there": 0}
+    assert [line.split(" | ") for line in run("--list")[1].splitlines()[1:4]] == [["  table_3", "4", "0"], ["  tradeoff", "4", "0"], ["  claims", "0", "0"]]
+
+
+def test_the_list_counts_the_rows_that_are_there(whole, run):
+    listed = json.loads(run("--list", "--json", "--rows", str(whole / "figures" / "synthetic" / "rows.csv"))[1])
+    assert [(one["rows"], one["there"]) for one in listed["artefacts"]] == [(4, 4), (4, 4), (0, 0)] and listed["there"] == listed["rows"] == 6
 
 
 def test_a_dry_run_as_json(run):

@@ -37,7 +37,7 @@ def execute(folder: Path, jobs: int) -> dict[str, Path]:  # page -> executed cop
     folder.mkdir(parents=True, exist_ok=True)
     rows = FIGURES / EXECUTED / "rows.csv"
     where = ["--full", "--rows", str(rows), "--output", str(folder / "figures"), "--store", str(folder / "store")]
-    plan = json.loads(run_command("reproduce", *where, "--dry-run", "--json", folder=folder))
+    plan = json.loads(run_command("reproduce", *where, "--list", "--json", folder=folder))
     ready = [one["artefact"] for one in plan["artefacts"] if one["rows"] == one["there"]]
     for one in plan["artefacts"]:
         if one["artefact"] not in ready:
