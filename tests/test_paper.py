@@ -130,7 +130,7 @@ def test_table_2_chooses_blocks_along_with_the_radius_and_shows_what_was_not_run
 
 FIGURES = {  # parameters, the settings that tell bars apart, and the columns beside the means
     "figure_1": ({"models": {"tiny": "BERT-Base"}, "num_modified": 4}, ["model"], []),
-    "figure_2": ({"models": {"tiny": "BERT-Base"}, "blocks": {"tiny": [0, 1]}, "nums_modified": [2, 4]}, ["num_modified", "model", "blocks"], ["steps"]),
+    "figure_2": ({"models": {"tiny": "BERT-Base"}, "blocks": {"tiny": [0, 1]}, "nums_modified": {"tiny": [2, 4]}}, ["num_modified", "model", "blocks"], ["steps"]),
     "figure_3": ({"model": "tiny", "nums_modified": [2, 4], **POSITIONS}, ["num_modified", "blocks"], ["steps"]),
 }
 
