@@ -8,7 +8,7 @@ __all__ = ['ARCHITECTURES', 'Architecture', 'find_block_lists', 'find_architectu
 # %% ../nbs/1_method/02_architectures.ipynb #imports
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,18 +19,13 @@ _Mask = torch.Tensor | None  # (B, 1, 1, N), bool, True where there is a token; 
 _Step = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (block, states) -> states
 
 
-def _run_plain(model: nn.Module, hidden: torch.Tensor, mask: _Mask) -> _Step:
-    "Blocks that read the states and the mask alone."
-    return lambda block, states: block(states, mask)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     "Where a model family keeps its parts; each function takes the transformers model, if it does not say otherwise."
-    embed: Callable[[nn.Module, torch.Tensor, _Mask], torch.Tensor]  # (model, input_ids, mask) -> (B, N, H), what block 0 reads
-    blocks: Callable[[nn.Module], list[nn.Module]]  # in the order they are applied
+    embed: Callable = lambda model, ids, mask: model.base_model.embeddings(input_ids=ids)  # -> (B, N, H), what block 0 reads
+    blocks: Callable = lambda model: list(model.base_model.encoder.layer)  # in the order they are applied
     head: Callable[[nn.Module], Callable]  # (K, H), what the last block wrote -> (K, V)
-    run: Callable[[nn.Module, torch.Tensor, _Mask], _Step] = _run_plain
+    run: Callable = lambda model, hidden, mask: lambda block, states: block(states, mask)  # -> `_Step`
     attention: Callable[[nn.Module], tuple] | None = None  # of a block: its query, key and value layers and its dropout
     finish: Callable[..., torch.Tensor] | None = None  # (block, what it attended to, what it read) -> what it writes
     attention_names: tuple[str, ...] = (*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense")  # of a block's linear layers
@@ -87,6 +82,10 @@ def _run_deberta(model: nn.Module, hidden: torch.Tensor, mask: _Mask) -> _Step:
 
     return step
 
+
+def _deberta_head(model: nn.Module) -> Callable:
+    return model.cls if model.legacy else partial(model.lm_predictions, word_embeddings=model.deberta.embeddings.word_embeddings)
+
 # %% ../nbs/1_method/02_architectures.ipynb #run-modernbert
 def _run_modernbert(model: nn.Module, hidden: torch.Tensor, mask: _Mask) -> _Step:
     places, kinds = torch.arange(hidden.shape[1], device=hidden.device)[None], sorted(set(model.config.layer_types))
@@ -103,37 +102,22 @@ def _bert_attention(block: nn.Module) -> tuple:
     return inner.query, inner.key, inner.value, inner.dropout
 
 
-_ROBERTA = Architecture(
-    embed=lambda model, ids, mask: model.roberta.embeddings(input_ids=ids),
-    blocks=lambda model: list(model.roberta.encoder.layer),
+_BERT = Architecture(head=lambda model: model.cls, attention=_bert_attention, finish=_finish_bert)
+_ROBERTA = replace(
+    _BERT,
     head=lambda model: model.lm_head,
-    attention=_bert_attention,
-    finish=_finish_bert,
     longest=lambda config: config.max_position_embeddings - config.pad_token_id - 1,
 )
-ARCHITECTURES = {  # transformers' model_type -> its parts
-    "bert": Architecture(
-        embed=lambda model, ids, mask: model.bert.embeddings(input_ids=ids),
-        blocks=lambda model: list(model.bert.encoder.layer),
-        head=lambda model: model.cls,
-        attention=_bert_attention,
-        finish=_finish_bert,
-    ),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-}
+ARCHITECTURES = {"bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA}  # transformers' model_type -> its parts
 
 # %% ../nbs/1_method/02_architectures.ipynb #more-architectures
 ARCHITECTURES |= {
-    "electra": Architecture(
+    "electra": replace(
+        _BERT,
         embed=_embed_electra,
-        blocks=lambda model: list(model.electra.encoder.layer),
         head=lambda model: nn.Sequential(model.generator_predictions, model.generator_lm_head),
-        attention=_bert_attention,
-        finish=_finish_bert,
     ),
     "distilbert": Architecture(
-        embed=lambda model, ids, mask: model.distilbert.embeddings(input_ids=ids),
         blocks=lambda model: list(model.distilbert.transformer.layer),
         head=lambda model: nn.Sequential(model.vocab_transform, model.activation, model.vocab_layer_norm, model.vocab_projector),
         attention=lambda block: (block.attention.q_lin, block.attention.k_lin, block.attention.v_lin, block.attention.dropout),
@@ -154,14 +138,8 @@ ARCHITECTURES |= {
 }
 
 # %% ../nbs/1_method/02_architectures.ipynb #whole-architectures
-def _deberta_head(model: nn.Module) -> Callable:
-    return model.cls if model.legacy else partial(model.lm_predictions, word_embeddings=model.deberta.embeddings.word_embeddings)
-
-
 ARCHITECTURES |= {  # whose last block is run whole
     "mpnet": Architecture(
-        embed=lambda model, ids, mask: model.mpnet.embeddings(input_ids=ids),
-        blocks=lambda model: list(model.mpnet.encoder.layer),
         head=lambda model: model.lm_head,
         run=_run_mpnet,
         attention_names=tuple(f"attention.attn.{name}" for name in "qkvo"),
@@ -171,19 +149,13 @@ ARCHITECTURES |= {  # whose last block is run whole
     ),
     "deberta-v2": Architecture(
         embed=lambda model, ids, mask: model.deberta.embeddings(input_ids=ids, mask=mask),
-        blocks=lambda model: list(model.deberta.encoder.layer),
         head=_deberta_head,
         run=_run_deberta,
         attention_names=(*(f"attention.self.{name}_proj" for name in ("query", "key", "value", "pos_key", "pos_query")), "attention.output.dense"),
         silent=(".pos_key_proj.bias",),
         attention_code="eager",
     ),
-}
-
-# %% ../nbs/1_method/02_architectures.ipynb #modernbert-architecture
-ARCHITECTURES |= {
     "modernbert": Architecture(
-        embed=lambda model, ids, mask: model.model.embeddings(input_ids=ids),
         blocks=lambda model: list(model.model.layers),
         head=lambda model: nn.Sequential(model.model.final_norm, model.head, model.decoder),
         run=_run_modernbert,
@@ -226,12 +198,8 @@ def _watch(model: nn.Module, block: nn.Module, ids: torch.Tensor, mask: _Mask) -
         caught.append((args, named))
         raise _Reached
 
-    handle = block.register_forward_pre_hook(catch, with_kwargs=True)
-    with suppress(_Reached):
-        try:
-            model(input_ids=ids, attention_mask=None if mask is None else mask[:, 0, 0].long())
-        finally:
-            handle.remove()
+    with suppress(_Reached), block.register_forward_pre_hook(catch, with_kwargs=True):
+        model(input_ids=ids, attention_mask=None if mask is None else mask[:, 0, 0].long())
     args, named = caught[0]
     states = args[0] if args else named.pop("hidden_states")
 
@@ -246,12 +214,9 @@ def _score(model: nn.Module, block: nn.Module, states: torch.Tensor) -> torch.Te
     "What a model makes of its last block's states, (K, H): (K, V)."
     width, surplus = 8, -len(states) % 8
     rows = torch.cat([states, states[:1].expand(surplus, -1)]).unflatten(0, (-1, width))
-    handle = block.register_forward_hook(lambda module, args, written: (rows, *written[1:]) if isinstance(written, tuple) else rows)
-    try:
+    with block.register_forward_hook(lambda module, args, written: (rows, *written[1:]) if isinstance(written, tuple) else rows):
         ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=states.device)
         return model(input_ids=ids).logits.flatten(0, 1)[: len(states)]
-    finally:
-        handle.remove()
 
 # %% ../nbs/1_method/02_architectures.ipynb #check-cut
 @torch.no_grad()
