@@ -5,6 +5,7 @@
 # %% ../nbs/6_commands/10_cli.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -226,18 +227,11 @@ def _plan(names: Sequence[str], given: Sequence[str], scale: str | None, options
 # %% ../nbs/6_commands/10_cli.ipynb #reproduce-needs
 def _answers(scheduler: str) -> bool:
     "Whether a Dask scheduler answers at an address, within five seconds."
-    import asyncio
+    from distributed import Client
 
-    from distributed.comm import connect
-
-    async def ask() -> None:
-        await (await connect(scheduler, timeout=5)).close()
-
-    try:
-        asyncio.run(ask())
-    except (OSError, ValueError):  # nobody there, or no address
-        return False
-    return True
+    with contextlib.suppress(OSError, ValueError), Client(scheduler, timeout=5):  # nobody there, or no address
+        return True
+    return False
 
 
 def _check_needs(artefacts: Sequence, store: Path, rows: Path | None, device: str, engine: str, scheduler: str) -> None:

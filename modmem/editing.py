@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -76,13 +76,7 @@ _CARD = "card of an edit by modmem"
 
 def _read_record(path: Path) -> dict:
     "The record of an edit of either kind."
-    try:
-        return load_record(path, "edit", _EDIT_RECORD, with_tensors=False)[1]
-    except DataError as error:
-        try:
-            return load_record(path, "half_edit", _EDIT_RECORD, with_tensors=False)[1]
-        except DataError:
-            raise error from None
+    return load_record(path, "edit", _EDIT_RECORD, with_tensors=False, also="half_edit")[1]
 
 
 def _check_replaceable(path: Path, card: bool) -> None:
@@ -178,13 +172,13 @@ def _train(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> 
         raise
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-search
-def _search(masked_lm: MaskedLM, modified: ModifiedBenchmark, guard: Guard, settings: dict, train: Callable) -> tuple[dict, list[dict]]:
+def _search(masked_lm: MaskedLM, modified: ModifiedBenchmark, guard: Guard, settings: dict) -> tuple[dict, list[dict]]:
     "Settings with blocks and radius in place of `auto`; the tries."
     for fact in lazy.guard.hold_out(modified)[2]:
         say(f"{fact.subject!r}, {fact.relation!r} has a single evidence: for it, blocks and radius are chosen on the guard alone")
     blocks, radius = settings["blocks"], settings["radius"]
     best, tries = lazy.guard.choose_settings(
-        masked_lm, modified, guard, lambda edits, some, one: train(masked_lm, edits, settings | {"blocks": some, "radius": one}),
+        masked_lm, modified, guard, lambda edits, some, one: _train(masked_lm, edits, settings | {"blocks": some, "radius": one}),
         lazy.guard.list_blocks(len(masked_lm.blocks)) if blocks == "auto" else [blocks], settings["norm"], None if radius == "auto" else radius,
     )
     return settings | {"blocks": best.blocks, "radius": best.radius}, [vars(one) for one in tries]
@@ -295,16 +289,6 @@ def _judge(guard: Guard, before: MaskedLM, after: MaskedLM) -> dict:
     changed, most = lazy.summary.describe_changes(before, after, guard.reporting)
     return {"guard": scores | {"questions": len(guard.reporting), "changed": changed}, "most_changed_of_the_guard": most}
 
-
-def _finish(masked_lm: MaskedLM, edit: Edit, modified: ModifiedBenchmark, guard: Guard | None, half: bool) -> tuple[Any, dict]:
-    "The edit as it shall be saved, judged; and what came of it."
-    kept = lazy.stack.halve_edit(edit, masked_lm) if half else edit
-    edited = kept.apply_to_copy(masked_lm)
-    judged = _judge(guard, masked_lm, edited) if guard else {}
-    rounding = {"rounding": kept.record["rounding"]} if half else {}
-    config = {name: value for name, value in edit.record["config"].items() if name in ("blocks", "norm", "radius")}
-    return kept, {**edit.record["outcome"], **config, **rounding, **judged, **_answer_edits({"before": masked_lm, "after": edited}, modified)}
-
 # %% ../nbs/6_commands/09_editing.ipynb #edit-run
 def _anchor(record: dict, settings: dict) -> dict:
     "Blocks, norm and radius of the first edit, in place of those that were not given."
@@ -321,16 +305,21 @@ def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, bench
     search, tries = "auto" in (settings["blocks"], settings["radius"]), []
     guard = None if benchmark is None else _make_guard(masked_lm, benchmark, modified, max_drop, search)
     if search:
-        settings, tries = _search(masked_lm, modified, guard, settings, _train)
+        settings, tries = _search(masked_lm, modified, guard, settings)
     if onto is None:
         made = _train(masked_lm, modified, settings)
         made = replace(made, record={**made.record, "source": source})
     else:
         made = _stack(masked_lm, onto, modified, settings, source)
-    made, results = _finish(masked_lm, made, modified, guard, half)
-    answers = results.pop("answers")
-    earlier = {} if onto is None else _ask_earlier(masked_lm, onto, made)
-    return made, results | earlier | ({"tries": tries} if tries else {}) | {"answers": answers}
+    kept = lazy.stack.halve_edit(made, masked_lm) if half else made
+    edited = kept.apply_to_copy(masked_lm)
+    results = made.record["outcome"] | {name: value for name, value in made.record["config"].items() if name in ("blocks", "norm", "radius")}
+    results |= {"rounding": kept.record["rounding"]} if half else {}
+    results |= _judge(guard, masked_lm, edited) if guard else {}
+    answered = _answer_edits({"before": masked_lm, "after": edited}, modified)
+    answers = answered.pop("answers")  # come last
+    earlier = {} if onto is None else _ask_earlier(masked_lm, onto, kept)
+    return kept, results | answered | earlier | ({"tries": tries} if tries else {}) | {"answers": answers}
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-command
 @app.command("edit")

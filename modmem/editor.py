@@ -22,7 +22,7 @@ from .finetuning import FinetuningConfig, finetune
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
-from .projection import check_radius, describe_change, make_ball
+from .projection import LinfBall, check_radius, describe_change, make_ball
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'choose_training', 'ModificationConfig', 'Edit', 'make_edit', 'warn_of_slack', 'modify_facts']
@@ -134,17 +134,20 @@ def make_edit(
     edited: Any,  # after it
     names: Sequence[str],  # of the parameters that may differ
     config: Any,  # a dataclass
-    outcome: Mapping,  # plain JSON
+    outcome: Mapping,  # plain JSON, to which is added how far the weights went
     modified_benchmark: ModifiedBenchmark,
+    ball: Any = LinfBall(math.inf),  # the constraint of the edit
+    centers: Sequence[torch.Tensor] | None = None,  # of the ball, if not the weights of the base
 ) -> Edit:
     "Take an edit from the weights before and after, with all that is needed to check, understand and replay it."
-    pairs = zip(names, named_weights(base, names), named_weights(edited, names))
-    bits = {name: (before.detach().view(torch.int32) ^ after.detach().view(torch.int32)).cpu() for name, before, after in pairs}
+    before, after = named_weights(base, names), named_weights(edited, names)
+    bits = {name: (old.detach().view(torch.int32) ^ new.detach().view(torch.int32)).cpu() for name, old, new in zip(names, before, after)}
+    change = describe_change(after, before if centers is None else centers, ball)
     return Edit(bits, {
         "base_hash": hash_weights(base),
         "edited_hash": hash_weights(edited),
         "config": _plain(asdict(config)),
-        "outcome": {**outcome, "num_weights": sum(mask.numel() for mask in bits.values())},
+        "outcome": {**outcome, **change, "num_weights": sum(mask.numel() for mask in bits.values())},
         "versions": _versions(),
         "device": str(base.device),
         "evidence": _list_evidence(modified_benchmark),
@@ -188,6 +191,6 @@ def modify_facts(
         make_optimizer=partial(_make_optimizer, ball=ball, centers=centers, penalty=penalty),
     )
     warn_of_slack(config, len(losses))
-    outcome = {"steps": len(losses), "final_loss": losses[-1], **describe_change(named_weights(edited, names), centers, ball)}
-    edit = make_edit(masked_lm, edited, names, config, outcome, modified_benchmark)
+    outcome = {"steps": len(losses), "final_loss": losses[-1]}
+    edit = make_edit(masked_lm, edited, names, config, outcome, modified_benchmark, ball, centers)
     return edit if anchor is None else replace(edit, record={**edit.record, "anchor_hash": hash_weights(anchor)})

@@ -23,7 +23,6 @@ from .low_rank import LowRankConfig, modify_low_rank
 from .masked_lm import MaskedLM, copy_with_own
 from .memit import AlphaEditConfig, MemitConfig, modify_by_keys
 from .modification import ModifiedBenchmark
-from .projection import LinfBall, describe_change
 
 # %% auto #0
 __all__ = ['EDITORS', 'edit_facts', 'SequenceConfig', 'edit_in_sequence', 'describe_edit']
@@ -78,8 +77,7 @@ def edit_in_sequence(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark,
         some = _take_part(modified_benchmark, facts[start : start + config.facts_at_once])
         edit = edit_facts(current, some, config.edit, masked_lm, earlier)
         current, earlier, names = edit.apply_to_copy(current), [*earlier, *some.modified_train], names | dict.fromkeys(edit.bits)
-    change = describe_change(named_weights(current, names), named_weights(masked_lm, names), LinfBall(math.inf))
-    outcome = {"edits": math.ceil(len(facts) / config.facts_at_once), **change}
+    outcome = {"edits": math.ceil(len(facts) / config.facts_at_once)}
     edit = make_edit(masked_lm, current, list(names), config, outcome, modified_benchmark)
     return replace(edit, record={**edit.record, "method": f"{EDITORS[type(config.edit)][0]} in sequence"})
 

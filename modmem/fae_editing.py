@@ -17,7 +17,7 @@ from .files import check_choice
 from .finetuning import FinetuningConfig
 from .modification import ModifiedBenchmark
 from .projected_adam import ProjectedAdam
-from .projection import describe_change, make_ball
+from .projection import make_ball
 from .trials import Method
 
 # %% auto #0
@@ -103,9 +103,8 @@ def modify_fae(
         parameters=list(base), make_optimizer=partial(ProjectedAdam, ball=ball, centers=centers),
     )
     warn_of_slack(config, len(losses))
-    change = describe_change(list(select_group(edited, config.group, config.tables).values()), centers, ball)
-    outcome = {"steps": len(losses), "final_loss": losses[-1], **change}
-    return FaeEdit(symbols, make_edit(start, edited, list(base), config, outcome, modified_benchmark))
+    outcome = {"steps": len(losses), "final_loss": losses[-1]}
+    return FaeEdit(symbols, make_edit(start, edited, list(base), config, outcome, modified_benchmark, ball))
 
 # %% ../nbs/4_memories/04_fae_editing.ipynb #trial
 def describe_answers(

@@ -213,6 +213,7 @@ def load_record(
     kind: str,  # what the file must hold
     needed: frozenset[str] = frozenset(),  # keys of the record that must be there
     with_tensors: bool = True,  # or the record alone, which needs no torch
+    also: str = "",  # another kind that will do
 ) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, mapped from the file, or none; the record
     "Read what `save_record` wrote; `DataError` if it is something else."
     import numpy as np
@@ -222,7 +223,8 @@ def load_record(
         raise DataError("no such file", path)
     try:
         with safe_open(path, framework="pt" if with_tensors else "np") as saved:
-            text = (saved.metadata() or {})[f"modmem_{kind}"]
+            header = saved.metadata() or {}
+            text = header.get(f"modmem_{also}") or header[f"modmem_{kind}"]
             record = json.loads(np.asarray(saved.get_tensor(_RECORD)).tobytes() if text == _RECORD else text)
             if not isinstance(record, dict) or not needed <= record.keys():
                 raise DataError(f"expected the record of modmem's {kind}, found an incomplete one", path)

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from modmem.masked_lm import MaskedLM
 
 # %% auto #0
-__all__ = ['check_output', 'check_model', 'read_trex', 'read_source', 'to_json', 'report', 'check_device', 'load_model',
-           'keep_answerable']
+__all__ = ['check_output', 'check_model', 'read_source', 'to_json', 'report', 'check_device', 'load_model', 'keep_answerable']
 
 # %% ../nbs/6_commands/08_inputs.ipynb #check-output
 def check_output(path: Path) -> None:
@@ -94,13 +93,6 @@ def check_model(model: str, block_pattern: str | None = None) -> dict:
     return config
 
 # %% ../nbs/6_commands/08_inputs.ipynb #read-source
-def read_trex(directory: Path, relations: str | None, **options) -> Benchmark:
-    "Read T-REx from LAMA's data folder, or from one that has it where its zip file, or a download, puts it."
-    places = (directory, directory / "data", directory / "LAMA" / "data")
-    folder = next((place for place in places if (place / "relations.jsonl").exists()), directory)
-    return lazy.trex.load_trex(folder, relations and re.split(r"[,\s]+", relations.strip(", ")), **options)
-
-
 def read_source(
     trex: Path | None, zsre: Path | None, synthetic: bool, download: bool, relations: str | None, keep_duplicates: bool = False, lenient: bool = False
 ) -> Benchmark:
@@ -116,7 +108,9 @@ def read_source(
     try:
         if zsre is not None:
             return lazy.zsre.load_zsre(zsre, on_error=on_error)
-        return read_trex(trex, relations, keep_duplicates=keep_duplicates, on_error=on_error)
+        places = (trex, trex / "data", trex / "LAMA" / "data")  # LAMA's data folder, where its zip file has it, and where a download puts it
+        folder = next((place for place in places if (place / "relations.jsonl").exists()), trex)
+        return lazy.trex.load_trex(folder, relations and re.split(r"[,\s]+", relations.strip(", ")), keep_duplicates=keep_duplicates, on_error=on_error)
     except DataError as error:
         require(not error.skippable, f"{error} (--lenient leaves it out)")
         raise

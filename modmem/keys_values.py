@@ -65,12 +65,8 @@ def rows_of_keys(
 def _hooked(masked_lm: MaskedLM, block: int, hook: Callable) -> Iterator[None]:
     "Let a hook see, and perhaps change, what a block's last feed-forward layer says."
     layer = masked_lm.blocks[block].get_submodule(masked_lm.architecture.ffn_names[1])
-    handle = layer.register_forward_hook(hook)
-    try:
-        with in_mode(masked_lm.model, training=False):
-            yield
-    finally:
-        handle.remove()
+    with layer.register_forward_hook(hook), in_mode(masked_lm.model, training=False):
+        yield
 
 
 def batch_keys(

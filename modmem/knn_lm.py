@@ -123,12 +123,6 @@ def _key_chunks(masked_lm: MaskedLM, evidence: Sequence[Evidence], layer: str) -
                 found.append(_compute_keys(masked_lm, masked_lm.batch([encoded[position] for position in bucket]), layer)[0].cpu())
         yield torch.cat(found)[torch.tensor(positions).argsort()], torch.tensor([len(sentence.slots) for sentence in encoded])
 
-
-def _object_pieces(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:
-    "The pieces that each object has inside its sentence, filled up with -1: (N, P), int32."
-    pieces = [torch.tensor(sentence.labels, dtype=torch.int32) for sentence in masked_lm.encode(evidence)]
-    return pad_sequence(pieces, batch_first=True, padding_value=-1)
-
 # %% ../nbs/4_memories/00_knn_lm.ipynb #write-memory
 _KEYS, _VALUES = "keys.npy", "values.safetensors"
 
@@ -209,7 +203,8 @@ def build_memory(
     if not evidence:
         raise ValueError("there is no evidence to remember")
     check_choice("dtype", dtype, (torch.float32, torch.float16))
-    values, chunks = _object_pieces(masked_lm, evidence), (keys for keys, _ in _key_chunks(masked_lm, evidence, layer))
+    pieces = [torch.tensor(sentence.labels, dtype=torch.int32) for sentence in masked_lm.encode(evidence)]
+    values, chunks = pad_sequence(pieces, batch_first=True, padding_value=-1), (keys for keys, _ in _key_chunks(masked_lm, evidence, layer))
     if directory is None:
         return NeighborMemory(torch.cat([keys.to(dtype) for keys in chunks]), values, layer, hash_weights(masked_lm))
     _write_memory(directory, values, chunks, dtype, {"layer": layer, "model_hash": hash_weights(masked_lm)})

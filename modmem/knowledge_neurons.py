@@ -5,7 +5,6 @@
 # %% ../nbs/3_editors/06_knowledge_neurons.ipynb #imports
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from .files import check_whole
 from .keys_values import batch_keys, find_layer, find_places, rows_of_keys
 from .masked_lm import MaskedLM, copy_with_own, in_mode
 from .modification import ModifiedBenchmark
-from .projection import LinfBall, describe_change
 
 # %% auto #0
 __all__ = ['attribute_neurons', 'NeuronConfig', 'find_neurons', 'modify_neurons']
@@ -138,5 +136,4 @@ def modify_neurons(
                 length = before[block][:, neuron].norm()
                 after[block][:, neuron] += length * (config.add * words[piece] - config.remove * words[old_piece])
     counts = [len(some) for some in neurons.values()]
-    outcome = {"neurons": sum(counts) / len(counts), **describe_change(after, before, LinfBall(math.inf))}
-    return make_edit(masked_lm, edited, names, config, outcome, modified_benchmark)
+    return make_edit(masked_lm, edited, names, config, {"neurons": sum(counts) / len(counts)}, modified_benchmark)

@@ -13,13 +13,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .blocks import check_blocks, check_part, named_weights, select_parameters
+from .blocks import check_blocks, check_part, select_parameters
 from .editor import PAPER_TRAINING, Edit, choose_training, make_edit
 from .files import check_whole
 from .finetuning import FinetuningConfig, finetune, keyed_generator
 from .masked_lm import MaskedLM, copy_with_own
 from .modification import ModifiedBenchmark
-from .projection import LinfBall, describe_change
 
 # %% auto #0
 __all__ = ['LowRankConfig', 'modify_low_rank']
@@ -80,5 +79,4 @@ def modify_low_rank(
     edited, losses = finetune(adapted, modified_benchmark.modified_train, config.finetuning, parameters=factors)
     for place, _, leaf in (name.rpartition(".") for name in matrices):
         parametrize.remove_parametrizations(edited.model.get_submodule(place), leaf)
-    change = describe_change(named_weights(edited, matrices), named_weights(masked_lm, matrices), LinfBall(math.inf))
-    return make_edit(masked_lm, edited, list(matrices), config, {"steps": len(losses), "final_loss": losses[-1], **change}, modified_benchmark)
+    return make_edit(masked_lm, edited, list(matrices), config, {"steps": len(losses), "final_loss": losses[-1]}, modified_benchmark)

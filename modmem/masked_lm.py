@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
@@ -44,14 +43,10 @@ def _pad_rows(states: torch.Tensor) -> torch.Tensor:
 
 def _attend(parts: tuple, num_heads: int, slots: torch.Tensor, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
     "What the slots attend to: (K, H). The parts are those of `Architecture.attention`."
-
-    def by_head(states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
     query, key, value, dropout = parts
     asked, places = query(slots)[: len(batch.rows)], (batch.rows, batch.numbers)
     queries = asked.new_zeros(len(hidden), max(4, batch.max_slots), asked.shape[-1]).index_put(places, asked)
-    inputs = [by_head(states) for states in (queries, key(hidden), value(hidden))]
+    inputs = [states.unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (queries, key(hidden), value(hidden))]
     rate = dropout.p if dropout.training else 0.0
     attended = nn.functional.scaled_dot_product_attention(*inputs, batch.attention_mask, rate, scale=inputs[0].shape[-1] ** -0.5)
     return attended.transpose(1, 2).flatten(2)[places]
@@ -346,17 +341,12 @@ def _check_tokenizer(model: nn.Module, tokenizer, source: str | Path) -> None:
 # %% ../nbs/1_method/14_masked_lm.ipynb #explain
 def _explain(error: Exception) -> str:
     "Say in one line why a model could not be loaded."
-    missing = [package for package in ("sentencepiece", "google.protobuf") if not _is_there(package)]
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
     text = str(error).strip() or type(error).__name__
-    if missing and re.search("tiktoken|sentencepiece|protobuf", text, re.IGNORECASE):
+    if not (is_sentencepiece_available() and is_protobuf_available()) and re.search("tiktoken|sentencepiece|protobuf", text, re.IGNORECASE):
         return "to read a SentencePiece file takes two packages: pip install sentencepiece protobuf"
     return text.splitlines()[0]
-
-
-def _is_there(package: str) -> bool:
-    with contextlib.suppress(ImportError):
-        return find_spec(package) is not None
-    return False
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #load-masked-lm
 def load_masked_lm(

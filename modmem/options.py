@@ -43,16 +43,11 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-def _escape_unprintable() -> None:
-    "Let letters that a terminal's encoding lacks come out as their codes."
-    with contextlib.suppress(AttributeError):  # a stream of a caller's own
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
 @app.callback()
 def _modmem(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False) -> None:
     "Modify facts in masked language models, and little else."
-    _escape_unprintable()
+    with contextlib.suppress(AttributeError):  # a stream of a caller's own
+        sys.stdout.reconfigure(errors="backslashreplace")  # letters that a terminal's encoding lacks come out as their codes
 
 # %% ../nbs/6_commands/07_options.ipynb #say
 _LONGEST = 1000  # characters of a line that people read

@@ -33,13 +33,6 @@ from .world import WorldStyle
 # %% ../nbs/5_experiments/10_paper.ipynb #places
 _PLACES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8"))
 
-
-def _settle_places(given: Mapping[str, Any]) -> dict[str, Any]:
-    "All entries of `places`, those that are not given at their defaults."
-    if unknown := set(given) - set(_PLACES):
-        raise ValueError(f"places has no entry {sorted(unknown)[0]!r}: there are {', '.join(_PLACES)}")
-    return {**_PLACES, **given}
-
 # %% ../nbs/5_experiments/10_paper.ipynb #parts
 def _take(names: Sequence[str], *sources: Mapping[str, Any]) -> dict[str, Any]:
     "The named settings, each from the last source that has it."
@@ -52,27 +45,6 @@ _STYLES = {  # how a world tells its facts
     "bare": WorldStyle(contexts=(0,)), "crowded": WorldStyle(contexts=(2,)),  # never, and always, two sentences around an evidence
 }
 
-
-def _make_data(parameters: Mapping[str, Any]) -> Data:
-    "Which benchmark; the style is named."
-    check_choice("style", name := parameters.get("style", "plain"), _STYLES)
-    return Data(style=_STYLES[name], **_take(("benchmark", "num_subjects"), parameters))
-
-
-def _make_training(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> FinetuningConfig:
-    "How an edit is trained; with `steps`, neither epochs nor least steps count."
-    length = ("steps",) if "steps" in given else ("epochs", "min_steps")
-    settings = _take(("learning_rate", "batch_size", "seed", "unmodified_per_modified", *length), parameters, given)
-    return FinetuningConfig(warmup=0.0, schedule="constant", **settings)
-
-
-def _make_start(parameters: Mapping[str, Any], data: Data, given: Mapping[str, Any]) -> Start:
-    kind, model = (_take((name,), {"start": "FT"}, parameters, given)[name] for name in ("start", "model"))
-    if kind != "FT":
-        return Start(model, kind)
-    steps, batch_size, rate = (parameters[f"finetuning_{name}"] for name in ("steps", "batch_size", "learning_rate"))
-    return Start(model, kind, data, FinetuningConfig(rate, batch_size, steps=steps, pool=16, max_gradient_norm=1.0))
-
 # %% ../nbs/5_experiments/10_paper.ipynb #paper
 class Paper:
     "A notebook of tables and figures: its parameters, and what is done with them."
@@ -83,9 +55,12 @@ class Paper:
         namespace: Mapping[str, Any],  # `globals()` of the notebook: its annotated names are the parameters
     ):
         everything = {key: namespace[key] for key in namespace["__annotations__"]}
-        self.name, self.at = name, _settle_places(everything.pop("places", {}))
+        self.name, self.at = name, {**_PLACES, **everything.pop("places", {})}
+        if unknown := set(self.at) - set(_PLACES):
+            raise ValueError(f"places has no entry {sorted(unknown)[0]!r}: there are {', '.join(_PLACES)}")
         self.folders, self.parameters = everything.pop("folders", {}), everything  # parameters: those that decide the numbers
-        self.data = _make_data(everything)
+        check_choice("style", style := everything.get("style", "plain"), _STYLES)
+        self.data = Data(style=_STYLES[style], **_take(("benchmark", "num_subjects"), everything))
 
     @property
     def places(self) -> Places:
@@ -106,7 +81,11 @@ class Paper:
 
     def start(self, **given) -> Start:
         "Say from where: `start` and `model`."
-        return _make_start(self.parameters, self.data, given)
+        kind, model = (_take((name,), {"start": "FT"}, self.parameters, given)[name] for name in ("start", "model"))
+        if kind != "FT":
+            return Start(model, kind)
+        steps, batch_size, rate = (self.parameters[f"finetuning_{name}"] for name in ("steps", "batch_size", "learning_rate"))
+        return Start(model, kind, self.data, FinetuningConfig(rate, batch_size, steps=steps, pool=16, max_gradient_norm=1.0))
 
     def fae_start(self, **given) -> FaeStart:
         "Say from where, of FaE: `model`, and `fae`, its recipe where that is not as usual."
@@ -115,9 +94,10 @@ class Paper:
         return FaeStart(model, self.data, FaeRecipe(shape=shape, finetuning=training, **settings))
 
     def edit(self, blocks: int | str, seed: int, radius: float = math.inf, **given) -> ModificationConfig:
-        "Say how: FTM or FTA; `given`: `norm` and settings of the training."
-        norm = _take(("norm",), {"norm": "linf"}, self.parameters, given)["norm"]
-        return ModificationConfig(blocks, norm, radius, _make_training(self.parameters, {**given, "seed": seed}))
+        "Say how: FTM or FTA; `given`: `norm` and settings of the training, of which `steps` takes the place of epochs and least steps."
+        length = ("steps",) if "steps" in given else ("epochs", "min_steps")
+        settings = _take(("norm", "learning_rate", "batch_size", "unmodified_per_modified", *length), self.parameters, given)
+        return ModificationConfig(blocks, radius=radius, seed=seed, **settings)
 
     def compute(self, runs: Sequence[Run]) -> pd.DataFrame:
         "Compute the rows that are not there yet, and return all."

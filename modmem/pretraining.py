@@ -177,9 +177,6 @@ def pretrain(
 
     batches = iter(DataLoader(_Batches(encoded, trained.tokenizer, config), None, sampler=range(first, config.steps), num_workers=workers))
 
-    def compute_loss(step: int) -> torch.Tensor:
-        return slot_loss(trained, next(batches).to(trained.device))
-
     def after_step(done: int) -> None:
         if done % config.checkpoint_every and done != config.steps:
             return
@@ -189,6 +186,7 @@ def pretrain(
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]
     losses = train_steps(
-        trained.model, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining"
+        trained.model, optimizer, lambda step: slot_loss(trained, next(batches).to(trained.device)), rates,
+        config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining",
     )
     return trained, losses

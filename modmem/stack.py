@@ -17,7 +17,7 @@ from .blocks import named_weights
 from .constraints import modify_constrained
 from .editor import Edit, ModificationConfig
 from .facts import Evidence, Fact
-from .files import DataError, load_record, save_record
+from .files import load_record, save_record
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
 from .modification import ModifiedBenchmark
 
@@ -62,13 +62,8 @@ def save_edit(edit: Edit | HalfEdit, path: str | Path) -> None:
 
 def load_edit(path: str | Path) -> Edit | HalfEdit:
     "Read an edit of either kind."
-    try:
-        return Edit.load(path)
-    except DataError as error:
-        try:
-            return HalfEdit(*load_record(path, "half_edit", _RECORD))
-        except DataError:
-            raise error from None
+    tensors, record = load_record(path, "edit", _RECORD, also="half_edit")
+    return (HalfEdit if "rounding" in record else Edit)(tensors, record)
 
 
 def halve_edit(

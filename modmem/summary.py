@@ -54,21 +54,16 @@ def describe_sentences(
 ) -> list[dict]:  # a sentence each, those to test with first; plain JSON
     "Describe what models answer to the sentences of a list of edits."
     asked, old = (*edits.modified_test, *edits.modified_train), {fact.id: fact for fact in edits.modified_facts}
-    known = [place for place, one in enumerate(asked) if old[one.fact.id].object != UNKNOWN]
-    lines = [{"text": one.text, "expected": one.fact.object, "old": old[one.fact.id].object} for one in asked]
+    restored = {one: replace(one, fact=old[one.fact.id]) for one in asked if old[one.fact.id].object != UNKNOWN}
     new = {key: score_objects(model, asked) for key, model in models.items()}
-    for key, scores in new.items():
-        for line, score in zip(lines, scores):
-            line[key] = score.answer
-    for line, *scores in zip(lines, *new.values()):
-        line["correct"] = scores[-1].rank == 1
-    for key, model in models.items():
-        for line, score in zip(lines, new[key]):
-            line |= {f"probability_{key}": score.probability, f"old_rank_{key}": None}
-        for place, score in zip(known, score_objects(model, [replace(asked[place], fact=old[asked[place].fact.id]) for place in known])):
-            lines[place][f"old_rank_{key}"] = score.rank
-    for line, (answer, right) in zip(lines, answer_freely(list(models.values())[-1], asked)):
-        line |= {"free_answer": answer, "free_correct": right}
+    ranks = {key: dict(zip(restored, (score.rank for score in score_objects(model, list(restored.values()))))) for key, model in models.items()}
+    lines = []
+    for one, (answer, right), *scores in zip(asked, answer_freely(list(models.values())[-1], asked), *new.values()):
+        line = {"text": one.text, "expected": one.fact.object, "old": old[one.fact.id].object}
+        line |= {key: score.answer for key, score in zip(models, scores)} | {"correct": scores[-1].rank == 1}
+        for key, score in zip(models, scores):
+            line |= {f"probability_{key}": score.probability, f"old_rank_{key}": ranks[key].get(one)}
+        lines.append(line | {"free_answer": answer, "free_correct": right})
     return lines
 
 # %% ../nbs/6_commands/05_summary.ipynb #describe-changes

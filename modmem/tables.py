@@ -39,11 +39,8 @@ def _sort(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.D
     "Sort by settings and seed, whatever order the rows were finished in; give accuracies, none, to rows that all failed."
     if rows.empty or ("status" in rows and not (rows["status"] == "done").any()):
         rows = rows.reindex(columns=list(dict.fromkeys([*rows, *by, *columns])))
-
-    def comparable(column):
-        return column if pd.api.types.is_numeric_dtype(column) else column.map(_label)
-
-    return rows.sort_values([*by, *rows.columns.intersection(["seed"])], key=comparable, kind="stable")
+    keys = [*by, *rows.columns.intersection(["seed"])]
+    return rows.sort_values(keys, key=lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_label), kind="stable")
 
 # %% ../nbs/5_experiments/05_tables.ipynb #complete
 def _complete(summary: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
