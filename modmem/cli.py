@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import re
 import sys
 import time

@@ -74,12 +74,9 @@ def _compare_rows(a: pd.DataFrame, b: pd.DataFrame, tolerance: str) -> dict:
 # %% ../nbs/5_experiments/12_compare.ipynb #rows-parts
 def _list_columns(columns: list[str], differs: np.ndarray, apart: np.ndarray, units: np.ndarray) -> list[dict]:
     "The columns in which rows differ: how many do, by how much at most, and in standard errors."
-    found = []
-    for place, name in enumerate(columns):
-        if (where := differs[:, place]).any():
-            sizes, errors = np.abs(apart[where, place]), units[where, place]
-            found.append({"column": name, "rows": int(where.sum()), "largest": float(np.fmax.reduce(sizes)), "largest_se": float(np.fmax.reduce(errors))})
-    return found
+    sizes, errors = (np.fmax.reduce(np.where(differs, values, math.nan), axis=0, initial=math.nan) for values in (np.abs(apart), units))
+    found = pd.DataFrame({"column": columns, "rows": differs.sum(axis=0), "largest": sizes, "largest_se": errors})
+    return found[found["rows"] > 0].to_dict("records")
 
 
 def _find_reasons(a: pd.DataFrame, b: pd.DataFrame, keys: pd.Index) -> dict[str, int]:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from .blocks import select_parameters
 from .editor import Edit, ModificationConfig, modify_facts
 from .files import check_choice

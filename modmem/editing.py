@@ -296,8 +296,7 @@ def _anchor(record: dict, settings: dict) -> dict:
         first = lazy.stack.read_config(lazy.stack.list_layers(record)[0]["config"])
     except ValueError as error:
         raise UsageError(f"Invalid value for '--onto': {error}") from None
-    known = {"blocks": first.blocks, "radius": first.radius}
-    return {name: value for name, value in known.items() if settings[name] is None}
+    return {name: getattr(first, name) for name in ("blocks", "radius") if settings[name] is None}
 
 
 def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, benchmark: Benchmark | None, max_drop: float, onto: Path | None, half: bool, source: dict) -> tuple[Any, dict]:

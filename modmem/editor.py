@@ -55,10 +55,8 @@ class ModificationConfig:
 
     def __init__(self, blocks, norm="linf", radius=None, finetuning=PAPER_TRAINING, part="all", **settings):
         "Settings of `finetuning` can be given by name (`choose_training`)."
-        values = {"blocks": check_blocks(blocks), "norm": norm, "radius": check_radius(radius)}
-        values |= {"finetuning": choose_training(finetuning, **settings), "part": check_part(part)}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(blocks=check_blocks(blocks), norm=norm, radius=check_radius(radius), part=check_part(part))
+        vars(self).update(finetuning=choose_training(finetuning, **settings))
 
 # %% ../nbs/1_method/20_editor.ipynb #flip-bits
 def _flip_bits(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

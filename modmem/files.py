@@ -241,7 +241,6 @@ def exclusively(
     wait: bool = True,  # until whoever holds it is done; or do without
 ) -> Iterator[bool]:  # whether the lock is ours
     "Hold a lock that only one process can hold; it ends with the process at the latest."
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     with suppress(Timeout):
         lock.acquire(blocking=wait)

@@ -50,9 +50,7 @@ class LowRankConfig:
         check_whole("rank", rank)
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be a number above 0, not {scale!r}")
-        values = {"blocks": check_blocks(blocks), "rank": rank, "scale": scale, "part": check_part(part)}
-        for name, value in (values | {"finetuning": choose_training(finetuning, **settings)}).items():
-            object.__setattr__(self, name, value)
+        vars(self).update(blocks=check_blocks(blocks), rank=rank, scale=scale, part=check_part(part), finetuning=choose_training(finetuning, **settings))
 
 # %% ../nbs/3_editors/05_low_rank.ipynb #modify
 def _adapt(masked_lm: MaskedLM, matrices: dict[str, torch.Tensor], config: LowRankConfig) -> tuple[MaskedLM, list[str]]:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -295,24 +295,20 @@ def _read_model(source: str | Path, block_pattern: str | None) -> tuple:
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #check-weights
 def _check_weights(model: nn.Module, missing: set[str], unexpected: set[str], source: str | Path) -> None:
-    "Warn of a fresh head; anything else that the weights lack, or blocks too many, are an error."
+    "Warn of a fresh head; anything else that the weights lack, blocks too many, or values that are no numbers are an error."
     encoder = sorted(key for key in missing if key.startswith(f"{model.base_model_prefix}."))
     if encoder:
         raise DataError(f"the weights lack {len(encoder)} tensors of the encoder, {encoder[0]} among them", source)
     surplus = sorted(key for key in unexpected if re.search(r"(^|\.)(layers?|albert_layers)\.\d+\.", key))
     if surplus:
         raise DataError(f"the weights have more in their blocks than the configuration says, {surplus[0]} among them", source)
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise DataError(f"expected finite weights, {name} has values that are nan or infinite", source)
     if missing:
         warnings.warn(f"{source}: no masked-LM head found; made a fresh one, tied to the word embeddings", stacklevel=3)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #lost-capitals
-def _check_finite(model: nn.Module, source: str | Path) -> None:
-    "Refuse weights that are not numbers."
-    for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            raise DataError(f"expected finite weights, {name} has values that are nan or infinite", source)
-
-
 def _count_lost_capitals(tokenizer) -> int:
     "How many pieces have capitals, if the tokenizer lower-cases what it reads; else 0."
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
@@ -368,7 +364,6 @@ def load_masked_lm(
         raise DataError(f"no usable model found there: {reason}", source) from None
     _check_weights(model, report["missing_keys"], report["unexpected_keys"], source)
     _check_tokenizer(model, tokenizer, source)
-    _check_finite(model, source)
     try:
         architecture = read_architecture(model.eval(), block_pattern) if block_pattern is not None else None
     except ValueError as error:

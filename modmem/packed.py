@@ -13,13 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# %% ../nbs/1_method/01_packed.ipynb #make-room
-def _make_room(shape: tuple[int, int], folder: str | Path | None) -> torch.Tensor:
-    "Numbers that take memory, or of a file, as they are written and not before."
-    if folder is None:
-        return torch.empty(shape)
-    return torch.from_numpy(np.memmap(tempfile.TemporaryFile(dir=folder), np.float32, "w+", shape=shape))
-
 # %% ../nbs/1_method/01_packed.ipynb #packed-rows
 class PackedRows:
     "Float32 matrices of one width under their keys."
@@ -30,7 +23,10 @@ class PackedRows:
         budget: int,  # bytes
         folder: str | Path | None = None,  # for a file that goes with this process; None: in memory
     ):
-        self._rows, self._places, self._used = _make_room((budget // (4 * width), width), folder), {}, 0
+        shape = budget // (4 * width), width  # which takes memory, or of a file, as it is written and not before
+        file = None if folder is None else tempfile.TemporaryFile(dir=folder)
+        self._rows = torch.empty(shape) if file is None else torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+        self._places, self._used = {}, 0
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places

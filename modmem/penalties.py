@@ -8,6 +8,7 @@ __all__ = ['check_weight', 'ewc_penalty', 'kl_penalty']
 # %% ../nbs/3_editors/01_penalties.ipynb #imports
 import math
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from numbers import Real
 from random import Random
 
@@ -61,19 +62,17 @@ def kl_penalty(
         raise ValueError("a KL penalty needs prompts of unmodified facts, and there are none")
     chosen = Random(f"prompts {seed}").sample(range(len(prompts)), min(num_prompts, len(prompts)))
     encoded = masked_lm.encode([prompts[position] for position in chosen])
-    twin, step = copy_with_own(masked_lm, []), -1
+    twin = copy_with_own(masked_lm, [])
     buckets = bucket_by_length([*map(len, encoded)], batch_size)
     batches = [twin.batch([encoded[position] for position in bucket]) for bucket in buckets]
     with torch.no_grad():
-        before = [twin(batch).log_softmax(-1) for batch in batches]
+        turns = cycle([(batch, twin(batch).log_softmax(-1)) for batch in batches])
 
     def add_gradient(weights: Sequence[torch.Tensor]) -> None:
-        nonlocal step
-        step = (step + 1) % len(batches)
+        batch, before = next(turns)
         _attach(twin, names, weights)
         with torch.enable_grad(), in_mode(twin.model, training=False):
-            now = twin(batches[step]).log_softmax(-1)
-            total = torch.nn.functional.kl_div(now, before[step], reduction="sum", log_target=True)
-            (weight * total / len(batches[step].input_ids)).backward()
+            total = torch.nn.functional.kl_div(twin(batch).log_softmax(-1), before, reduction="sum", log_target=True)
+            (weight * total / len(batch.input_ids)).backward()
 
     return add_gradient

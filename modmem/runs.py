@@ -105,9 +105,7 @@ def _train_uniformly(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: U
     edit = config.modification
     training = replace(edit.finetuning, steps=edit.finetuning.count_steps(len(modified.modified_train)), epochs=None, min_steps=None)
     names, optimizer = list(select_parameters(masked_lm, edit.blocks, edit.part)), partial(ProjectedAdam, ball=make_ball(edit.norm, edit.radius))
-    evidence = modified.modified_train + modified.unmodified_train
-    edited, losses = finetune(masked_lm, evidence, training, parameters=names, make_optimizer=optimizer)
-    return edited, {"steps": len(losses), "final_loss": losses[-1]}
+    return _retrain(masked_lm, modified, RetrainConfig(training), parameters=names, make_optimizer=optimizer)
 
 # %% ../nbs/5_experiments/02_runs.ipynb #retrain
 @dataclass(frozen=True)
@@ -116,9 +114,9 @@ class RetrainConfig:
     finetuning: FinetuningConfig = field(metadata=FT_COLUMN | {"prefix": "retraining_"})
 
 
-def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: RetrainConfig) -> tuple[MaskedLM, Mapping]:
+def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: RetrainConfig, **options) -> tuple[MaskedLM, Mapping]:
     "FT on F'."
-    edited, losses = finetune(masked_lm, modified.modified_train + modified.unmodified_train, config.finetuning)
+    edited, losses = finetune(masked_lm, modified.modified_train + modified.unmodified_train, config.finetuning, **options)
     return edited, {"steps": len(losses), "final_loss": losses[-1]}
 
 # %% ../nbs/5_experiments/02_runs.ipynb #methods

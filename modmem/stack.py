@@ -7,7 +7,7 @@ __all__ = ['HalfEdit', 'save_edit', 'load_edit', 'halve_edit', 'list_layers', 'r
            'recall_edits', 'remove_edit']
 
 # %% ../nbs/6_commands/06_stack.ipynb #imports
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
