@@ -140,7 +140,7 @@ def make_batch(encoded: Sequence[EncodedEvidence], pad_token_id: int) -> MaskedB
 # %% ../nbs/1_method/13_batches.ipynb #bucket-by-length
 def bucket_by_length(
     lengths: Sequence[int],  # tokens of each sentence
-    batch_size: int,
+    batch_size: int = 128,
 ) -> Iterator[list[int]]:  # positions, at most batch_size at a time; every position once
     "Group sentences of similar length."
     order = sorted(range(len(lengths)), key=lengths.__getitem__)

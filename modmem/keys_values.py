@@ -72,11 +72,10 @@ def _hooked(masked_lm: MaskedLM, block: int, hook: Callable) -> Iterator[None]:
 def batch_keys(
     masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence],
     places: Sequence[Sequence[int]],  # of `find_places`; a sentence without any is left out
-    size: int = 128,  # sentences
 ) -> Iterator[tuple]:  # positions of the sentences, the batch, sentence (K,) and token (K,) of each key
     "Make batches of sentences with keys."
     having = [number for number, found in enumerate(places) if found]
-    for bucket in bucket_by_length([len(encoded[number]) for number in having], size):
+    for bucket in bucket_by_length([len(encoded[number]) for number in having]):
         positions = [having[place] for place in bucket]
         rows = [row for row, number in enumerate(positions) for _ in places[number]]
         columns = [column for number in positions for column in places[number]]
@@ -116,7 +115,6 @@ def second_moment(
 def mask_words(
     evidence: Sequence[Evidence],
     most: int,  # sentences
-    seed: int = 0,  # which, if there are more
 ) -> list[Evidence]:  # each hides one word that is not the object
     "Hide every other word of some sentences in turn."
     places = []
@@ -125,7 +123,7 @@ def mask_words(
         slot = sentence.text.index(MASK)
         inside = range(slot, slot + len(sentence.fact.object))
         places += [(sentence.fact, text, word) for word in re.finditer(r"\w+", text) if word.start() not in inside]
-    chosen = places if len(places) <= most else Random(f"words {seed}").sample(places, most)
+    chosen = places if len(places) <= most else Random("words 0").sample(places, most)
     return [Evidence(replace(fact, object=word[0]), text[: word.start()] + MASK + text[word.end() :]) for fact, text, word in chosen]
 
 # %% ../nbs/3_editors/03_keys_values.ipynb #value-config

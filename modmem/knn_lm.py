@@ -78,13 +78,12 @@ def _propose(queries: torch.Tensor, keys: torch.Tensor, fits: Callable[[slice], 
     return positions.sort(1).values
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #find-nearest-exactly
-def _measure_candidates(queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, fitting: torch.Tensor | None, k: int) -> tuple:
-    "Measure the proposed keys (Q, C) that fit (None: all do) by subtraction; distances and positions of the k nearest: (Q, k)."
+def _measure_candidates(queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, fitting: torch.Tensor, k: int) -> tuple:
+    "Measure the proposed keys (Q, C) that fit by subtraction; distances and positions of the k nearest: (Q, k)."
     parts = positions.split(max(1, _NUMBERS_AT_ONCE // (positions.shape[1] * keys.shape[1])))
     asked = queries.double()[:, None].split([len(part) for part in parts])
     near = [(keys[part.cpu()].to(some.device).double() - some).square_().sum(-1).sqrt_() for some, part in zip(asked, parts)]
-    distances = torch.cat(near) if fitting is None else torch.cat(near).masked_fill(~fitting, math.inf)
-    distances, order = distances.sort(dim=1, stable=True)
+    distances, order = torch.cat(near).masked_fill(~fitting, math.inf).sort(dim=1, stable=True)
     return distances[:, :k], positions.gather(1, order)[:, :k]
 
 
@@ -94,6 +93,7 @@ def find_nearest(
     k: int = 1,
     query_groups: torch.Tensor | None = None,  # (Q,), and
     key_groups: torch.Tensor | None = None,  # (N,): only keys of the query's own group count
+    index: Any = None,  # proposes candidates: `search(queries, k)` as faiss has it; None: exact search
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (Q, k): L2 distances (not squared, float64, inf: no such key) and positions
     "Find the k nearest keys of each query, nearest first; fewer than k if there are fewer keys."
     if not len(keys):
@@ -102,13 +102,17 @@ def find_nearest(
     def fits(part: Any) -> torch.Tensor | None:
         return None if key_groups is None else key_groups[part].to(queries.device) == query_groups.to(queries.device)[:, None]
 
-    queries = queries.to(torch.float32)
-    positions = _propose(queries, keys, fits, min(k + _SPARE, len(keys)))
-    return _measure_candidates(queries, keys, positions, fits(positions.cpu()), k)
+    queries, count = queries.to(torch.float32), min(k + _SPARE, len(keys))
+    if index is None:
+        positions = _propose(queries, keys, fits, count)
+    else:
+        positions = torch.as_tensor(index.search(queries.cpu().numpy(), count)[1], dtype=torch.int64, device=queries.device)
+    known, positions = positions >= 0, positions.clamp(min=0)  # an index marks what it lacks by -1
+    fitting = fits(positions.cpu())
+    return _measure_candidates(queries, keys, positions, known if fitting is None else known & fitting, k)
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #key-chunks
 _EVIDENCES_AT_ONCE = 4096
-_BATCH_SIZE = 128
 
 
 @torch.no_grad()
@@ -118,7 +122,7 @@ def _key_chunks(masked_lm: MaskedLM, evidence: Sequence[Evidence], layer: str) -
         encoded = masked_lm.encode(evidence[start : start + _EVIDENCES_AT_ONCE])
         positions, found = [], []
         with in_mode(masked_lm.model, training=False):
-            for bucket in bucket_by_length([*map(len, encoded)], _BATCH_SIZE):
+            for bucket in bucket_by_length([*map(len, encoded)]):
                 positions += bucket
                 found.append(_compute_keys(masked_lm, masked_lm.batch([encoded[position] for position in bucket]), layer)[0].cpu())
         yield torch.cat(found)[torch.tensor(positions).argsort()], torch.tensor([len(sentence.slots) for sentence in encoded])
@@ -149,14 +153,6 @@ def _map_keys(path: Path, count: int) -> torch.Tensor:
         raise DataError(f"expected the keys of a memory, {count} of them, found {keys.dtype} numbers of shape {keys.shape}", path)
     return torch.from_numpy(keys)
 
-# %% ../nbs/4_memories/00_knn_lm.ipynb #find-by-index
-def _find_by_index(queries: torch.Tensor, keys: torch.Tensor, k: int, num_slots: torch.Tensor, lengths: torch.Tensor, index: Any) -> tuple:
-    "Measure what an index proposes, which marks what it lacks by -1."
-    _, found = index.search(queries.float().cpu().numpy(), min(k + _SPARE, len(keys)))
-    positions = torch.as_tensor(found, dtype=torch.int64)
-    fitting = (positions >= 0) & (lengths[positions] == num_slots.cpu()[:, None])
-    return _measure_candidates(queries, keys, positions.clamp(min=0).to(queries.device), fitting.to(queries.device), k)
-
 # %% ../nbs/4_memories/00_knn_lm.ipynb #neighbor-memory
 @dataclass(frozen=True, eq=False)
 class NeighborMemory:
@@ -175,10 +171,8 @@ class NeighborMemory:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (Q, k): distances and positions
         "Find the nearest keys whose objects have as many pieces as there are slots."
         lengths = (self.values >= 0).sum(1)
-        if index is not None:
-            return _find_by_index(queries, self.keys, k, num_slots, lengths, index)
         alike = self.values.shape[1] == 1 and bool((num_slots == 1).all())
-        return find_nearest(queries, self.keys, k, None if alike else num_slots, None if alike else lengths)
+        return find_nearest(queries, self.keys, k, *((None, None) if alike else (num_slots, lengths)), index)
 
     def measure(self, masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:  # (N,), float64; inf where no key fits
         "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10)."
