@@ -5,7 +5,6 @@
 # %% ../nbs/1_method/10_facts.ipynb #imports
 from __future__ import annotations
 
-import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -90,18 +89,17 @@ class LazySequence(Sequence):
         length: int,  # number of items
         item: Callable[[int], object],  # position in 0..length-1 -> item; must be deterministic
     ):
-        self._length, self._item = length, item
+        self._positions, self._item = range(length), item
 
     def __len__(self):
-        return self._length
+        return len(self._positions)
 
     def __getitem__(self, position):
         if isinstance(position, slice):
-            return tuple(self._item(i) for i in range(*position.indices(self._length)))
-        position = operator.index(position)
-        if not -self._length <= position < self._length:
-            raise IndexError(f"position {position} of {self._length}")
-        return self._item(position % self._length)
+            return tuple(map(self._item, self._positions[position]))
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)}")
+        return self._item(self._positions[position])
 
 # %% ../nbs/1_method/10_facts.ipynb #benchmark-statistics
 def benchmark_statistics(benchmark: Benchmark) -> pd.DataFrame:  # a row each for training and test: questions, facts, distinct_questions
@@ -131,12 +129,9 @@ def majority_accuracy(benchmark: Benchmark) -> float:  # percent of the test que
     return 100 * int(is_commonest([fact.relation for fact in facts], [fact.object for fact in facts]).sum()) / len(facts)
 
 # %% ../nbs/1_method/10_facts.ipynb #find-entities
-_WORD = re.compile(r"\w+")
-
-
 def _words(text: str, lower: bool = False) -> list[str]:
     text = text.replace(MASK, " ")
-    return _WORD.findall(text.lower() if lower else text)
+    return re.findall(r"\w+", text.lower() if lower else text)
 
 
 def _find_entities(words: list[str], labels: frozenset[tuple[str, ...]], longest: int) -> set[tuple[str, ...]]:
