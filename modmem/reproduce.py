@@ -9,24 +9,17 @@ __all__ = ['compute_rows', 'ForkedKernel', 'reproduce']
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib
 import nbformat
 import pandas as pd
 import papermill
-from ipykernel.kernelapp import IPKernelApp
-from ipykernel.kernelspec import write_kernel_spec
-from jupyter_client.provisioning import LocalProvisioner
 from pooch import file_hash
 from tqdm import tqdm
 
@@ -94,6 +87,16 @@ def _is_current(artefact: Artefact, copy: Path, fingerprint: str) -> bool:
     except (ValueError, KeyError):  # it was interrupted
         return False
     return made == {"fingerprint": fingerprint, "files": {path.name: file_hash(path) for path in _files(artefact)}}
+
+# %% ../nbs/6_commands/03_reproduce.ipynb #kernel-imports
+import multiprocessing
+import sys
+import tempfile
+
+import matplotlib
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelspec import write_kernel_spec
+from jupyter_client.provisioning import LocalProvisioner
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #forked-kernel
 _CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
