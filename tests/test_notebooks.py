@@ -1,0 +1,26 @@
+"""Every notebook runs, as nbdev_test would run it, each in a copy of this process: what a notebook sets stays with it."""
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+from forks import run_fork
+from joblib.externals.loky import get_reusable_executor
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
+from nbdev.test import test_nb as execute
+
+TOP = Path(__file__).parents[1]
+PATHS = {path.relative_to(TOP / "nbs").as_posix(): path for path in sorted(nbglob(TOP / "nbs", as_path=True))}
+
+
+def work(path, force_flags):
+    os.chdir(TOP / "nbs")
+    return not execute(path, get_config().tst_flags.split(), force_flags, basepath=TOP)[0]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_notebook_runs(name, request):
+    get_reusable_executor().shutdown()  # a copy could neither use it nor see that it is not there
+    done = run_fork(partial(work, PATHS[name], ["slow"] if request.config.getoption("--run-slow") else []))
+    assert done.returncode == 0, done.stderr.decode()
