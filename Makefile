@@ -17,10 +17,9 @@ reproduce: $(READY)
 	$(BIN)/modmem reproduce --jobs $(JOBS) $(if $(FULL),--full) $(if $(REFRESH),--refresh) $(ARGS)
 
 test-all: $(BOOK)
-test-all: NOTEBOOK_OPTIONS := --flags slow
 test-all: PYTEST_OPTIONS := --run-slow
+# Notebooks run among the tests (tests/test_notebooks.py), as nbdev_test would run them: what takes long is spread over all processes.
 test test-all: sync
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(JOBS) $(NOTEBOOK_OPTIONS)
 	$(BIN)/python -m pytest tests -n $(JOBS) --dist worksteal $(PYTEST_OPTIONS)
 
 # Cleaning and exporting must change nothing; a copy is cleaned, so that a test never touches the tree.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from forks import run_fork
 
 import modmem
 from modmem import cli, editing, inputs
@@ -75,11 +76,6 @@ def one_line(code, output, errors):
     assert code == 2 and not output
     assert errors.startswith("modmem: ") and errors.endswith("\n") and errors.count("\n") == 1
     return errors.removeprefix("modmem: ").rstrip("\n")
-
-
-def in_new_process(*arguments, **options):
-    script = "import sys; from modmem.cli import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, **options)
 
 
 # What is refused, and when
@@ -333,13 +329,13 @@ def test_an_edit_may_replace_an_edit(run, edits, saved):
     assert saved.read_bytes() != before
 
 
-def test_json_is_alone_on_standard_output(edits, small_world, tmp_path):
+def test_json_is_alone_on_standard_output(edits, small_world):
     leak = "calton , calton , [MASK] !"
     write_edits(edits, edit_line(small_world, evidence=[leak], test=[]))
-    done = in_new_process("evaluate", "synthetic", edits, "--json", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.count("\n") == 1
+    done = run_fork(lambda: cli.main(["evaluate", "synthetic", str(edits), "--json"]))
+    assert done.returncode == 0 and done.stdout.count(b"\n") == 1
     assert json.loads(done.stdout)["answers"][0]["text"] == leak
-    assert "modmem: warning: " in done.stderr and "contains its own answer" in done.stderr
+    assert b"modmem: warning: " in done.stderr and b"contains its own answer" in done.stderr
 
 
 # Methods other than the paper's

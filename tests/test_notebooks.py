@@ -19,8 +19,20 @@ def work(path, force_flags):
     return not execute(path, get_config().tst_flags.split(), force_flags, basepath=TOP)[0]
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    "Import what most notebooks do, once rather than in each copy."
+    import matplotlib.pyplot  # noqa: F401
+    import seaborn  # noqa: F401
+
+    import modmem.editors
+    import modmem.paper
+
+    modmem.editors.load_masked_lm("synthetic")  # transformers imports a family when it is asked for
+
+
 @pytest.mark.parametrize("name", PATHS)
-def test_a_notebook_runs(name, request):
+def test_a_notebook_runs(name, request, loaded):
     get_reusable_executor().shutdown()  # a copy could neither use it nor see that it is not there
     done = run_fork(partial(work, PATHS[name], ["slow"] if request.config.getoption("--run-slow") else []))
     assert done.returncode == 0, done.stderr.decode()

@@ -2,8 +2,8 @@
 import json
 import math
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -337,9 +337,12 @@ def test_local_processes_compute_the_same_rows(places, expected, tmp_path):
 def test_dask_computes_the_same_rows_though_a_worker_is_killed(places, expected, tmp_path):
     file, processes = tmp_path / "scheduler.json", []
 
-    def start(*arguments):
-        command = [sys.executable, "-m", *arguments, "--scheduler-file", str(file), "--no-dashboard"]
-        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    def start(module, *arguments):
+        def work():
+            sys.argv = [module, *arguments, "--scheduler-file", str(file), "--no-dashboard"]
+            runpy.run_module(module, run_name="__main__")
+
+        processes.append(start_fork(work))
         return processes[-1]
 
     try:
@@ -353,19 +356,19 @@ def test_dask_computes_the_same_rows_though_a_worker_is_killed(places, expected,
         def kill():
             while not (rows := list(tmp_path.glob("rows/*.json"))):
                 time.sleep(0.005)
-            first.kill()
+            os.kill(first, signal.SIGKILL)
             left.append(len(LONG) - len(rows))
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         table = run_sweep(LONG, tmp_path / "rows", places, engine="dask", scheduler=address)
         killer.join(1)
-        assert first.wait(5) == -signal.SIGKILL and left[0] > 1
+        assert os.WTERMSIG(os.waitpid(processes.pop(processes.index(first)), 0)[1]) == signal.SIGKILL and left[0] > 1
         pd.testing.assert_frame_equal(without_time(table), without_time(expected))
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
 
 
 def test_two_processes_share_a_store_and_its_work(places, expected, tmp_path, monkeypatch):
