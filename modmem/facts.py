@@ -176,6 +176,7 @@ def evidence_statistics(
     count_tokens: Callable[[str], int],  # of a text, as a model reads it
 ) -> pd.Series:  # statistic -> value; means, and deciles where the spread matters
     "Measure what the evidence and the objects of a benchmark are like."
+    benchmark = replace(benchmark, facts=benchmark.facts[:], train=benchmark.train[:], test=benchmark.test[:])  # lazy ones make a sentence at each look
     evidences = Counter(sentence.fact for sentence in benchmark.train)
     of_test = {sentence.fact: set(_words(sentence.text, lower=True)) for sentence in benchmark.test}
     words = [_words(sentence.text, lower=True) for sentence in benchmark.train]
