@@ -1,4 +1,4 @@
-"""Guides that measure save what they show, when they are given a folder; without one they run as all notebooks do."""
+"""Guides that measure save what they show, when they are given a folder."""
 from pathlib import Path
 
 import pandas as pd

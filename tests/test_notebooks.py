@@ -11,7 +11,7 @@ from nbdev.doclinks import nbglob
 from nbdev.test import test_nb as execute
 
 TOP = Path(__file__).parents[1]
-PATHS = {path.relative_to(TOP / "nbs").as_posix(): path for path in sorted(nbglob(TOP / "nbs", as_path=True))}
+PATHS = {path.relative_to(TOP / "nbs").as_posix(): path for path in sorted(nbglob(TOP / "nbs", as_path=True)) if not path.with_name(".notest").exists()}
 
 
 def work(path, force_flags):
