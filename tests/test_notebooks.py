@@ -25,10 +25,11 @@ def loaded():
     import matplotlib.pyplot  # noqa: F401
     import seaborn  # noqa: F401
 
-    import modmem.editors
-    import modmem.paper
+    import modmem.editors  # noqa: F401
+    import modmem.paper  # noqa: F401
+    from modmem.masked_lm import load_masked_lm
 
-    modmem.editors.load_masked_lm("synthetic")  # transformers imports a family when it is asked for
+    load_masked_lm("synthetic")  # transformers imports a family when it is asked for
 
 
 @pytest.mark.parametrize("name", PATHS)
