@@ -4,6 +4,7 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
 
 import contextlib
+import functools
 import random
 import shutil
 import subprocess
@@ -41,6 +42,18 @@ def same_draws():
     numpy.random.seed(0)
     if "torch" in sys.modules:  # slow to import: tests without a model do without
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parser():
+    "Let the command make its parser once for all that tests ask of it, which takes longer than to refuse a file."
+    import typer
+
+    import modmem.cli  # noqa: F401: every command is there
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield patch
 
 
 @pytest.fixture(scope="session")

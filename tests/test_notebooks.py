@@ -14,7 +14,8 @@ TOP = Path(__file__).parents[1]
 PATHS = {path.relative_to(TOP / "nbs").as_posix(): path for path in sorted(nbglob(TOP / "nbs", as_path=True)) if not path.with_name(".notest").exists()}
 
 
-def work(path, force_flags):
+def work(path, force_flags, parser):
+    parser.undo()  # a notebook adds commands
     os.chdir(TOP / "nbs")
     return not execute(path, get_config().tst_flags.split(), force_flags, basepath=TOP)[0]
 
@@ -33,7 +34,7 @@ def loaded():
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_a_notebook_runs(name, request, loaded):
+def test_a_notebook_runs(name, request, loaded, parser):
     get_reusable_executor().shutdown()  # a copy could neither use it nor see that it is not there
-    done = run_fork(partial(work, PATHS[name], ["slow"] if request.config.getoption("--run-slow") else []))
+    done = run_fork(partial(work, PATHS[name], ["slow"] if request.config.getoption("--run-slow") else [], parser))
     assert done.returncode == 0, done.stderr.decode()
