@@ -13,6 +13,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
+from modmem.reproduce import _kernel_of_this_python
 from modmem.rows import load_results
 
 PAPER = Path(__file__).parents[1] / "nbs" / "paper"
@@ -45,7 +46,8 @@ def execute_here(path, parameters):
 
 def execute_in_kernel(path, parameters):
     "Run a notebook as the command does."
-    papermill.execute_notebook(path, None, parameters, kernel_name="python3", progress_bar=False)
+    with _kernel_of_this_python() as kernel:
+        papermill.execute_notebook(path, None, parameters, kernel_name=kernel, language="python", progress_bar=False)
 
 
 def run(name, folder, execute=execute_here, **parameters):

@@ -307,6 +307,11 @@ def test_a_row_whose_process_died_is_recorded_unless_it_was_finished(invented, t
     assert table["status"].tolist() == ["failed", "done"] and table["error"][0] == "the process that computed it died"
 
 
+def test_local_processes_compute_the_same_rows(places, expected, tmp_path):  # before others end the processes that test_reproduce may have left: they have torch
+    table = run_sweep(LONG, tmp_path, places, jobs=2)
+    pd.testing.assert_frame_equal(without_time(table), without_time(expected))
+
+
 def test_an_item_that_kills_its_process_is_found_out_and_the_others_are_done():
     def work(item):
         if item == 3:
@@ -327,11 +332,6 @@ def test_a_process_that_has_loaded_much_keeps_it_for_the_next_row():
     processes = dict(sweep._locally(work, range(8), 2, None))
     get_reusable_executor().shutdown(wait=True)  # they are large
     assert len(set(processes.values())) == 2
-
-
-def test_local_processes_compute_the_same_rows(places, expected, tmp_path):
-    table = run_sweep(LONG, tmp_path, places, jobs=2)
-    pd.testing.assert_frame_equal(without_time(table), without_time(expected))
 
 
 def test_dask_computes_the_same_rows_though_a_worker_is_killed(places, expected, tmp_path):
