@@ -1,4 +1,5 @@
 """Another process where a test needs one: a copy of this process, which has torch and transformers loaded; importing them anew takes many seconds."""
+import contextlib
 import os
 import subprocess
 import sys
@@ -30,6 +31,8 @@ def start_fork(work, stdin=None, stdout=None, stderr=None, encoding="utf-8"):
     except BaseException:
         traceback.print_exc()
     finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
 
 
