@@ -30,7 +30,8 @@ def run_command(*arguments: str, folder: Path) -> str:
     "Run the project's command with this Python."
     command = [sys.executable, "-c", "from modmem.cli import main; main()", *arguments]
     path = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}).stdout
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # figures are shown, whatever the caller's backend
+    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | settings).stdout
 
 
 def execute(folder: Path, jobs: int) -> dict[str, Path]:  # page -> executed copy
