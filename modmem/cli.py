@@ -284,16 +284,11 @@ def _look(artefacts: Sequence, store: Path, rows: Path | None, which: str, as_js
     if which == "dry run":
         plan = lazy.cost.make_plan(artefacts, store, rows)
         typer.echo(to_json(plan) if as_json else lazy.cost.describe_plan(plan))
-        return
-    runs = {run.key: run for artefact in artefacts for run in artefact.runs}
-    if which == "status":
+    elif which == "status":
+        runs = {run.key: run for artefact in artefacts for run in artefact.runs}
         report(lazy.status.find_status(runs, store, rows), as_json)
-        return
-    known = lazy.rows.load_results(store, rows, runs)
-    there = set(known.loc[known["status"] == "done", "key"])
-    keys = {artefact.name: {run.key for run in artefact.runs} for artefact in artefacts}
-    counts = [{"artefact": name, "rows": len(own), "there": len(own & there)} for name, own in keys.items()]
-    report({"artefacts": counts, "rows": len(runs), "there": len(there)}, as_json)
+    else:
+        report(lazy.cost.count_rows(artefacts, store, rows), as_json)
 
 
 def _compare_with_shipped(output: Path, shipped: Path, check: str | None) -> None:

@@ -99,7 +99,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from jupyter_client.provisioning import LocalProvisioner
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #forked-kernel
-_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else None)
 
 
 class _KernelProcess(_CONTEXT.Process):
@@ -146,7 +146,8 @@ def _kernel_of_this_python() -> Iterator[str]:
     "Register this interpreter as a kernel, for the time being; its name."
     before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory() as folder:
-        write_kernel_spec(Path(folder) / "kernels" / "modmem", {"metadata": {"kernel_provisioner": {"provisioner_name": "modmem-fork"}}}, ["--log-level=CRITICAL"])
+        forked = {"metadata": {"kernel_provisioner": {"provisioner_name": "modmem-fork"}}} if sys.platform == "linux" else None
+        write_kernel_spec(Path(folder) / "kernels" / "modmem", forked, ["--log-level=CRITICAL"])
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
         try:
             yield "modmem"

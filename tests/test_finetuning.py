@@ -1,5 +1,8 @@
 """The training loop, and FT, FTM and FTA on it: its loss, what is in its batches, what it changes and what it leaves alone."""
+import io
+import logging
 import math
+import time
 from itertools import combinations, pairwise
 
 import pytest
@@ -7,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, snapshot, tiny_bert
+from tqdm import tqdm
 
 from modmem.blocks import select_parameters
-from modmem.finetuning import _PART, _REMEMBERED, BatchOrder, FinetuningConfig, _cut, finetune, learning_rate_at, part_losses, slot_loss, train_steps
+from modmem.finetuning import (
+    _PART, _REMEMBERED, BatchOrder, FinetuningConfig, ProgressLog, _cut, finetune, learning_rate_at, part_losses, slot_loss, train_steps,
+)  # fmt: skip
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.modification import sample_modifications
 
@@ -403,3 +409,16 @@ def test_training_teaches_the_new_objects(family, share):
     trained, losses = finetune(masked_lm, MODIFIED.modified_train, config)
     assert losses[-1] < share * losses[0]
     assert sum(trained.answers(MODIFIED.modified_train)) >= sum(masked_lm.answers(MODIFIED.modified_train))
+
+
+# progress
+
+@pytest.mark.parametrize(("off", "lines"), [(True, ["16", "40"]), (False, [])])
+def test_a_line_every_fifteen_seconds_at_most_and_only_where_the_bar_is_off(off, lines, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "modmem")
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    log = ProgressLog(tqdm(disable=off, file=io.StringIO()))
+    for second in (1, 16, 20, 30, 40):
+        monkeypatch.setattr(time, "monotonic", lambda: float(second))
+        log.tell(str(second))
+    assert caplog.messages == lines

@@ -33,6 +33,11 @@ def loaded():
     load_masked_lm("synthetic")  # transformers imports a family when it is asked for
 
 
+def test_every_lesson_is_among_them():
+    parts = {path.parent.name for path in (TOP / "nbs").glob("[0-9]_*/*.ipynb")}
+    assert len(parts) == 6 and {path.relative_to(TOP / "nbs").as_posix() for part in parts for path in (TOP / "nbs" / part).glob("*.ipynb")} | {"index.ipynb"} == set(PATHS)
+
+
 @pytest.mark.parametrize("name", PATHS)
 def test_a_notebook_runs(name, request, loaded, parser):
     get_reusable_executor().shutdown()  # a copy could neither use it nor see that it is not there

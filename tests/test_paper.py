@@ -130,7 +130,7 @@ def test_table_2_chooses_blocks_along_with_the_radius_and_shows_what_was_not_run
 
 FIGURES = {  # parameters, the settings that tell bars apart, and the columns beside the means
     "figure_1": ({"models": {"tiny": "BERT-Base"}, "num_modified": 4}, ["model"], []),
-    "figure_2": ({"models": {"tiny": "BERT-Base"}, "blocks": {"tiny": [0, 1]}, "nums_modified": {"tiny": [2, 4]}}, ["num_modified", "model", "blocks"], ["steps"]),
+    "figure_2": ({"models": {"tiny": "BERT-Base"}, "blocks": {"tiny": [0, 1]}, "nums_modified": {"tiny": [2, 4]}, "heldout_most": 2}, ["num_modified", "model", "blocks"], ["steps"]),
     "figure_3": ({"model": "tiny", "nums_modified": [2, 4], **POSITIONS}, ["num_modified", "blocks"], ["steps"]),
 }
 
@@ -143,8 +143,8 @@ def test_figures_have_bars_at_the_radius_chosen_both_ways(name, folder):
     parameters = {one: value for one, value in parameters.items() if one != "model" or "model" in more}
     csv, text, record = run(name, folder, **parameters)
     assert sorted(csv) == sorted({"chosen_on", "radius", *by, *with_errors([*CHOSEN, *columns])} | ({"position"} if name == "figure_3" else set()))
-    bars = 1 if name == "figure_1" else 4
-    assert csv["chosen_on"].tolist() == ["reported"] * bars + ["held out"] * bars and (csv["runs"] == 2).all()
+    bars, heldout = {"figure_1": (1, 1), "figure_2": (4, 2), "figure_3": (4, 4)}[name]
+    assert csv["chosen_on"].tolist() == ["reported"] * bars + ["held out"] * heldout and (csv["runs"] == 2).all()
     assert_chosen(csv, load_rows(name, folder, **parameters), by)
     assert_whole(name, folder, record, parameters)
     assert f"({name}.svg)" in text
