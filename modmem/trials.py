@@ -76,7 +76,7 @@ def select_radius(
     on: str = "reported",  # or "heldout": the facts that choose
     also: Sequence[str] = (),  # settings that are chosen together with the radius, such as blocks
     strength: str = "radius",  # the column that is chosen: another method's dial
-) -> pd.DataFrame:  # reported rows with the settings chosen, none of a group that nothing chose for; `edge`: no larger or no smaller radius was tried
+) -> pd.DataFrame:  # reported rows with the settings chosen, none of a group that nothing chose for; `edge`: no larger or no smaller radius was tried, and the ball binds
     "Choose the radius with the best mean accuracy in each group (Section 4.2)."
     check_choice("on", on, ("reported", "heldout"))
     everywhere = {"status": "done", "facts": "reported"}
@@ -90,5 +90,7 @@ def select_radius(
     reported = bounded[bounded["facts"] == "reported"]
     tried = reported.groupby(settings[:-1])[strength]
     lowest, highest = tried.transform("min"), tried.transform("max")
-    reported = reported.assign(edge=(lowest < highest) & ((reported[strength] == lowest) | (reported[strength] == highest)))
+    smallest, largest = reported[strength] == lowest, reported[strength] == highest
+    idle = (strength == "radius") & (reported.get("share_on_face", 1) == 0)  # a larger ball is the same edit
+    reported = reported.assign(edge=(lowest < highest) & (smallest | largest & ~pd.Series(idle, reported.index)))
     return reported[pd.MultiIndex.from_frame(reported[settings]).isin(list(best))].reset_index(drop=True)

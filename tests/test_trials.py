@@ -90,6 +90,14 @@ def test_a_radius_is_at_the_edge_if_nothing_beyond_it_was_tried(best, edge):
     assert found[0] == edge and not found[3]
 
 
+@pytest.mark.parametrize(("share", "edge"), [(0.0, False), (0.001, True)])
+def test_the_largest_radius_is_at_no_edge_if_no_weight_has_reached_it(share, edge):
+    rows = make_rows((0.1, 10, 10), (0.4, 90, 50), share_on_face=[0.5, share])
+    assert select_radius(rows, ["blocks"])["edge"].tolist() == [edge]
+    assert select_radius(rows.rename(columns={"radius": "rate"}), ["blocks"], strength="rate")["edge"].tolist() == [True]
+    assert select_radius(rows.assign(share_on_face=0.0, modified_accuracy=[99, 1]), ["blocks"])["edge"].tolist() == [True]
+
+
 def test_a_single_radius_was_no_choice_and_has_no_edge():
     assert not select_radius(make_rows((0.1, 1, 1), (math.inf, 2, 2)), ["blocks"])["edge"].any()
 
