@@ -207,6 +207,15 @@ def _gain_at_equal(rows: pd.DataFrame) -> pd.Series:
     return pd.DataFrame(gains, dtype=float).mean(axis=1)
 
 # %% ../nbs/5_experiments/08_claims.ipynb #moves
+def _chosen_at_each(rows: pd.DataFrame, **settings) -> pd.DataFrame:
+    "Take reported rows of each |M| and block with the radius chosen on held-out facts if each |M| has them, and else on those shown."
+    picked = _pick(rows, few=None, **settings)
+    finite = picked[np.isfinite(picked["radius"].astype(float))]
+    has_both = finite.groupby("num_modified")["facts"].nunique() == 2
+    shown = picked.assign(unmodified_accuracy=picked["unmodified"])  # which leaves held-out facts out
+    return select_radius(shown, ["num_modified", "position"], "heldout" if has_both.all() else "reported")
+
+
 def _extremes(rows: pd.DataFrame, value: str, across: Sequence[str], needed: Sequence = ()) -> list[pd.DataFrame]:
     "Make tables of a value at the smallest and at the largest |M| that have the needed settings in common; none without the fewest facts."
     wide = _wide(rows, value, ["num_modified", *across])
@@ -220,7 +229,7 @@ def _extremes(rows: pd.DataFrame, value: str, across: Sequence[str], needed: Seq
 
 
 def _moves(rows: pd.DataFrame, **settings) -> pd.Series:
-    tables = _extremes(_chosen(rows, ["num_modified", "position"], few=None, **settings), "mean", ["position"], _ENDS)
+    tables = _extremes(_chosen_at_each(rows, **settings), "mean", ["position"], _ENDS)
     gaps = [table["last"] - table["first"] for table in tables]
     return gaps[0] - gaps[1] if gaps else pd.Series(dtype=float)
 
@@ -230,7 +239,7 @@ def _fall(rows: pd.DataFrame, fixed: bool) -> pd.Series:
     if fixed:
         tables = _extremes(_pick(rows, few=None, fixed=True, facts="reported"), "unmodified", ["position", "radius"])
     else:
-        tables = _extremes(_chosen(rows, ["num_modified", "position"], few=None), "unmodified", ["position"], _ENDS)
+        tables = _extremes(_chosen_at_each(rows), "unmodified", ["position"], _ENDS)
     return (tables[0] - tables[1]).mean(axis=1, skipna=False) if tables else pd.Series(dtype=float)
 
 # %% ../nbs/5_experiments/08_claims.ipynb #norms
