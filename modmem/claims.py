@@ -208,12 +208,12 @@ def _gain_at_equal(rows: pd.DataFrame) -> pd.Series:
 
 # %% ../nbs/5_experiments/08_claims.ipynb #moves
 def _chosen_at_each(rows: pd.DataFrame, **settings) -> pd.DataFrame:
-    "Take reported rows of each |M| and block with the radius chosen on held-out facts if each |M| has them, and else on those shown."
+    "Take reported rows of each |M| and block with the radius chosen on held-out facts or, if only some |M| have them, on those shown."
     picked = _pick(rows, few=None, **settings)
     finite = picked[np.isfinite(picked["radius"].astype(float))]
     has_both = finite.groupby("num_modified")["facts"].nunique() == 2
     shown = picked.assign(unmodified_accuracy=picked["unmodified"])  # which leaves held-out facts out
-    return select_radius(shown, ["num_modified", "position"], "heldout" if has_both.all() else "reported")
+    return select_radius(shown, ["num_modified", "position"], "heldout" if has_both.all() else "reported") if has_both.any() else picked.iloc[:0]
 
 
 def _extremes(rows: pd.DataFrame, value: str, across: Sequence[str], needed: Sequence = ()) -> list[pd.DataFrame]:

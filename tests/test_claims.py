@@ -272,6 +272,16 @@ def test_the_largest_number_is_the_largest_that_has_both_blocks(worlds):
     assert check(rows, "best_block_moves_cloze")["n"] == 5
 
 
+@pytest.mark.parametrize("lacking", [32, 512])
+def test_where_one_number_has_no_heldout_facts_every_number_chooses_on_those_shown(worlds, lacking):
+    rows = worlds[True]
+    rows = rows.drop(rows.query("num_modified == @lacking and facts == 'heldout'").index)
+    assert check(rows, "more_facts_cost_more")["n"] == 5 and check(rows, "best_block_moves_cloze")["n"] == 5
+    heldout = rows["facts"] == "heldout"
+    rows.loc[heldout, "modified_accuracy"] = -rows.loc[heldout, "modified_accuracy"]  # which would choose otherwise
+    assert check(rows, "more_facts_cost_more")["effect"] == check(worlds[True], "more_facts_cost_more")["effect"]
+
+
 def test_parts_are_played_by_other_models_and_blocks_too(worlds, verdicts):
     rows = worlds[True].replace({"blocks": {"1": "5", "3": "11", "7": "23"}, "model": {"base": "bert-base", "large": "bert-large"}})
     rows["num_modified"] = rows["num_modified"] // 8
