@@ -125,11 +125,16 @@ def _pick(rows: pd.DataFrame, **settings) -> pd.DataFrame:
     return rows[np.logical_and.reduce([rows[name] == value for name, value in wanted.items()])]
 
 
+def _has_heldout(rows: pd.DataFrame) -> bool:
+    "Whether held-out facts can choose: there are rows of them, and reported ones."
+    return {"reported", "heldout"} <= set(rows["facts"])
+
+
 def _chosen(rows: pd.DataFrame, by: Sequence[str] = ("position",), also: Sequence[str] = (), **settings) -> pd.DataFrame:
     "Take reported rows with the radius chosen on held-out facts."
     picked = _pick(rows, **settings)
-    both = {"reported", "heldout"} <= set(picked.loc[np.isfinite(picked["radius"].astype(float)), "facts"])
-    return select_radius(picked, by, "heldout", also) if both else picked.iloc[:0]
+    is_finite = np.isfinite(picked["radius"].astype(float))
+    return select_radius(picked, by, "heldout", also) if _has_heldout(picked[is_finite]) else picked.iloc[:0]
 
 
 _free = partial(_pick, facts="reported", radius=np.inf)  # without a constraint
@@ -210,10 +215,10 @@ def _gain_at_equal(rows: pd.DataFrame) -> pd.Series:
 def _chosen_at_each(rows: pd.DataFrame, **settings) -> pd.DataFrame:
     "Take reported rows of each |M| and block with the radius chosen on held-out facts or, if only some |M| have them, on those shown."
     picked = _pick(rows, few=None, **settings)
-    finite = picked[np.isfinite(picked["radius"].astype(float))]
-    has_both = finite.groupby("num_modified")["facts"].nunique() == 2
+    is_finite = np.isfinite(picked["radius"].astype(float))
+    known = [_has_heldout(some) for _, some in picked[is_finite].groupby("num_modified")]
     shown = picked.assign(unmodified_accuracy=picked["unmodified"])  # which leaves held-out facts out
-    return select_radius(shown, ["num_modified", "position"], "heldout" if has_both.all() else "reported") if has_both.any() else picked.iloc[:0]
+    return select_radius(shown, ["num_modified", "position"], "heldout" if all(known) else "reported") if any(known) else picked.iloc[:0]
 
 
 def _extremes(rows: pd.DataFrame, value: str, across: Sequence[str], needed: Sequence = ()) -> list[pd.DataFrame]:
@@ -316,7 +321,7 @@ def _at_strengths(rows: pd.DataFrame, *editors: Mapping, value: str = "mean") ->
     "A value of editors, each at its strength: chosen on held-out facts if all have such rows, and else on those shown."
     dials = [editor.get("dial", "radius") for editor in editors]
     picked = [_pick_editor(rows, **{name: setting for name, setting in editor.items() if name != "dial"}) for editor in editors]
-    on = "heldout" if all({"reported", "heldout"} <= set(some["facts"]) for some in picked) else "reported"
+    on = "heldout" if all(map(_has_heldout, picked)) else "reported"
     return [_wide(select_radius(some, ["position"], on, strength=dial), value).mean(axis=1) for some, dial in zip(picked, dials)]
 
 

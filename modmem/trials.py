@@ -76,7 +76,7 @@ def select_radius(
     on: str = "reported",  # or "heldout": the facts that choose
     also: Sequence[str] = (),  # settings that are chosen together with the radius, such as blocks
     strength: str = "radius",  # the column that is chosen: another method's dial
-) -> pd.DataFrame:  # reported rows with the settings chosen, none of a group that nothing chose for; `edge`: no larger or no smaller radius was tried, and the ball binds
+) -> pd.DataFrame:  # reported rows with the settings chosen, none of a group that nothing chose for; `edge`: no smaller radius was tried, or no larger one though weights have reached this one
     "Choose the radius with the best mean accuracy in each group (Section 4.2)."
     check_choice("on", on, ("reported", "heldout"))
     everywhere = {"status": "done", "facts": "reported"}
@@ -85,12 +85,13 @@ def select_radius(
     judges = bounded[bounded["facts"] == on]
     unmodified = judges["unmodified_accuracy" if on == "reported" else "unmodified_accuracy_heldout"]
     settings = [*by, *also, strength]
-    means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in settings]).mean()
+    means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in settings]).mean().round(9)  # what differs by rounding ties
     best = means.dropna().groupby(level=list(range(len(by)))).idxmax()
     reported = bounded[bounded["facts"] == "reported"]
     tried = reported.groupby(settings[:-1])[strength]
     lowest, highest = tried.transform("min"), tried.transform("max")
-    smallest, largest = reported[strength] == lowest, reported[strength] == highest
-    idle = (strength == "radius") & (reported.get("share_on_face", 1) == 0)  # a larger ball is the same edit
-    reported = reported.assign(edge=(lowest < highest) & (smallest | largest & ~pd.Series(idle, reported.index)))
+    is_lowest, is_highest = reported[strength] == lowest, reported[strength] == highest
+    if strength == "radius" and "share_on_face" in reported:
+        is_highest &= reported["share_on_face"] != 0  # else a larger ball is the same edit
+    reported = reported.assign(edge=(lowest < highest) & (is_lowest | is_highest))
     return reported[pd.MultiIndex.from_frame(reported[settings]).isin(list(best))].reset_index(drop=True)

@@ -98,6 +98,10 @@ def test_the_largest_radius_is_at_no_edge_if_no_weight_has_reached_it(share, edg
     assert select_radius(rows.assign(share_on_face=0.0, modified_accuracy=[99, 1]), ["blocks"])["edge"].tolist() == [True]
 
 
+def test_what_differs_by_rounding_alone_is_a_tie_and_the_smallest_is_chosen():
+    assert 0.1 + 0.2 > 0.3 and chosen(make_rows((0.1, 0.3, 0.3), (0.2, 0.1 + 0.2, 0.1 + 0.2))) == [0.1]
+
+
 def test_a_single_radius_was_no_choice_and_has_no_edge():
     assert not select_radius(make_rows((0.1, 1, 1), (math.inf, 2, 2)), ["blocks"])["edge"].any()
 
