@@ -112,13 +112,32 @@ def test_their_quick_rows_are_those_of_other_notebooks_where_they_can_be():
     assert len(keys["constraints"] & keys["norms"]) == 10 and keys["ablation"] & keys["norms"]
 
 
-@pytest.mark.parametrize(("scale", "first_blocks", "size", "steps"), [("paper", 4, 256, 20000), ("small", 2, 128, 2500), ("tiny", 1, 64, 2500)])
+@pytest.mark.parametrize(("scale", "first_blocks", "size", "steps"), [("paper", 4, 256, 20000), ("small", 2, 128, 2500), ("tiny", 1, 64, 1500)])
 def test_a_scale_has_a_fae_of_its_own_size(scale, first_blocks, size, steps):
     from modmem.artefacts import choose_artefacts, list_runs, parameter_file
 
     [artefact] = choose_artefacts(["table_5"], file=parameter_file(scale))
     starts = {run.start for run in list_runs(artefact).runs}
     assert {(start.recipe.shape.first_blocks, start.recipe.shape.entity_size, start.recipe.finetuning.steps) for start in starts} == {(first_blocks, size, steps)}
+
+
+def test_editors_have_draws_of_one_fact_and_a_table_for_each_start(folder):
+    given = {**WORLD, "block": 1, "nums_modified": {"FT": [1, 4], "pretrained": [4]}, "single_draws": {"reported": 3, "heldout": 1}, "heldout_seeds": [0, 1], "heldout_most": 1,
+             "strengths": {"FTM": [0.05, 0.2], "LocFT": [0.01]}, "only": {"LocFT": [4]}, "sequence": 4, "in_sequence": {"2": {"FTM": [0.1]}, "4": {"FTM": [0.2]}}, "sequence_seeds": [0]}
+    del given["num_modified"]
+    csv, _, _ = run("editors", folder, **given)
+    rows = load_rows("editors", folder, **given)
+    singles = rows[(rows["num_modified"] == 1) & (rows["radius"] == 0.05)]
+    assert singles.groupby("facts")["seed"].agg(list).map(sorted).to_dict() == {"heldout": [0], "reported": [0, 1, 2]}
+    assert csv[["start", "num_modified", "method", "chosen_on"]].values.tolist() == [
+        ["FT", 1, "FTM", "held out"], ["FT", 1, "FTM", "reported"], ["FT", 4, "FTM", "reported"], ["FT", 4, "LocFT", "reported"], ["pretrained", 4, "FTM", "reported"]]
+    for line in csv[csv["chosen_on"] == "reported"].itertuples():
+        part, dial = ("", "radius") if line.method == "FTM" else ("ffn_out", "learning_rate")
+        own = rows[rows["start"].eq(line.start) & rows["num_modified"].eq(line.num_modified) & rows["facts"].eq("reported") & rows["method"].eq("edit") & rows["part"].fillna("").replace("all", "").eq(part)]
+        means = own.groupby(dial)["average_accuracy"].mean()
+        assert line.average_accuracy == pytest.approx(means.max()) and line.strength in means[means == means.max()].index
+    sequence = pd.read_csv(folder / "figures" / "editors_sequence.csv")
+    assert sequence["method"].tolist() == ["FTM, 2 at once", "FTM, 4 at once"]
 
 
 def test_rows_that_are_there_need_no_data():
