@@ -137,6 +137,14 @@ def test_the_key_of_a_committed_row_is_that_of_its_settings(path):
     assert rebuilt == rows["key"].tolist()
 
 
+@pytest.mark.parametrize("scale", ["small", "tiny"])
+def test_real_facts_are_drawn_from_their_committed_rows_alone(scale):
+    artefacts = [list_runs(artefact) for artefact in choose_artefacts([], file=parameter_file(scale))]
+    keys = load_results(rows=COMMITTED[0].parents[1] / scale / "rows.csv")["key"]
+    assert {run.key for artefact in artefacts for run in artefact.runs} <= set(keys)
+    assert {artefact.name for artefact in artefacts if not artefact.runs} <= {"claims"}  # what has no rows and is no reading of them needs data
+
+
 def test_equal_settings_have_one_key_however_they_are_written():
     assert make_run(blocks=[0, 2], radius=1).key == make_run(blocks=(0, 2), radius=1.0).key and make_run(blocks=[0, 2]) == make_run(blocks=(0, 2))
 
