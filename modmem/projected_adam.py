@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from .projection import check_weights
+from .projection import check_weights, cut_together
 
 # %% ../nbs/1_method/19_projected_adam.ipynb #adam-step
 # Not super().step: once any torch.optim.Adam exists, that one runs step hooks too, and each would run twice.
@@ -31,7 +31,7 @@ class ProjectedAdam(torch.optim.Adam):
         centers: Sequence[torch.Tensor] | None = None,  # theta_0 in the order of `params`; default: `params` as they are
     ):
         self.ball, self.centers = ball, []
-        super().__init__(params, lr=lr, betas=betas, eps=eps, foreach=True)  # same bits, fewer calls
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
         if centers is not None:
             self.centers = self._copy_centers(centers)
 
@@ -51,6 +51,18 @@ class ProjectedAdam(torch.optim.Adam):
         super().add_param_group(param_group)
         self.centers = [*self.centers, *(weight.detach().clone() for weight in self.param_groups[-1]["params"])]
         check_weights(self.weights, self.centers)
+
+    def _init_group(self, group, *lists):
+        "List what Adam works on, cut into pieces: weights, gradients, averages, and the number of the step."
+        is_complex = super()._init_group(group, *lists)
+        used = [some for some in lists if some]
+        pieces = [
+            (*piece, step.clone() if number else step)  # Adam counts the step up for each piece
+            for *tensors, step in zip(*used) for number, piece in enumerate(cut_together(*tensors))
+        ]
+        for some, cut in zip(used, zip(*pieces)):
+            some[:] = cut
+        return is_complex
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):

@@ -108,6 +108,30 @@ def test_a_radius_that_is_never_reached_is_torchs_adam_in_every_bit(norm, radius
     assert torch.equal(flat(network), flat(reference))
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_weights_of_several_pieces_get_torchs_bits_and_the_box_of_each(amsgrad):
+    def run(make):
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((601, 500), (7,), (2**18 + 1,))]
+        weights.append(torch.randn(500, 601, generator=generator).T.requires_grad_())  # in no one row: left whole
+        optimizer = make([{"params": weights, "amsgrad": amsgrad}])
+        for step in range(5):
+            for weight in weights[step == 2 :]:  # the first has no gradient once
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            weights[0].grad = None if step == 2 else weights[0].grad
+            optimizer.step()
+        return weights, optimizer
+
+    (expected, adam), (free, _) = run(torch.optim.Adam), run(lambda params: ProjectedAdam(params, LinfBall(math.inf)))
+    assert all(torch.equal(*pair) for pair in zip(free, expected))
+    (held, optimizer), last = run(lambda params: ProjectedAdam(params, LinfBall(1e-3))), run(torch.optim.Adam)[1]
+    assert optimizer.ball.face_share(held, optimizer.centers) > 0.3
+    for weight, center, reference in zip(held, optimizer.centers, last.param_groups[0]["params"]):
+        assert torch.equal(weight.clamp(center - 1e-3, center + 1e-3), weight)
+        ours, theirs = optimizer.state[weight], last.state[reference]
+        assert ours["step"] == theirs["step"] and torch.equal(ours["exp_avg_sq"], theirs["exp_avg_sq"])
+
+
 @pytest.mark.parametrize("center", [0.0, 0.05, 1.0, 300.0])
 def test_no_weight_leaves_the_box_by_more_than_float32_can_say(center):
     generator = torch.Generator().manual_seed(0)

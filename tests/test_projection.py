@@ -150,6 +150,16 @@ def test_linf_puts_weights_exactly_on_the_face(scale):
     assert outside > 30 and ball.face_share(weights, centers) == outside / 47
 
 
+def test_a_tensor_of_several_pieces_is_projected_as_a_whole_is():
+    generator = torch.Generator().manual_seed(0)
+    centers = [torch.randn(shape, generator=generator) for shape in ((601, 500), (2**18,), (2**18 + 1,))]
+    centers.append(centers[0].T)
+    weights = [center + 0.01 * torch.randn(center.shape, generator=generator) for center in centers]
+    expected = [project_linf(weight, center, 0.01) for weight, center in zip(weights, centers)]
+    LinfBall(0.01).project(weights, centers)
+    assert all(torch.equal(*pair) for pair in zip(weights, expected))
+
+
 def test_linf_oversteps_by_no_more_than_the_rounding_of_the_weight():
     weights, centers = random_weights(scale=1.0)
     LinfBall(1e-3).project(weights, centers)
