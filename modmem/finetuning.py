@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from numbers import Real
 
@@ -29,10 +30,14 @@ __all__ = ['slot_loss', 'keyed_generator', 'BatchOrder', 'learning_rate_at', 'Pr
            'part_losses', 'finetune_steps', 'finetune']
 
 # %% ../nbs/1_method/17_training.ipynb #slot-loss
+def _mean_loss(scores: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
+    "The negative log-likelihood of the hidden pieces under (K, V) scores, mean over sentences."
+    return nn.functional.cross_entropy(scores, batch.labels, reduction="sum") / len(batch.input_ids)
+
+
 def slot_loss(masked_lm: MaskedLM, batch: MaskedBatch) -> torch.Tensor:  # scalar: negative log-likelihood of the hidden pieces, mean over sentences
     "Compute the mean of L(x; theta) over a batch (Eq. 1)."
-    total = nn.functional.cross_entropy(masked_lm(batch), batch.labels, reduction="sum")
-    return total / len(batch.input_ids)
+    return _mean_loss(masked_lm(batch), batch)
 
 # %% ../nbs/1_method/17_training.ipynb #generator
 def keyed_generator(*key: int) -> torch.Generator:
@@ -218,7 +223,7 @@ class FinetuningConfig:
         "Count the optimizer steps on so many evidences."
         return self.steps or max(self.min_steps or 1, round(self.epochs * math.ceil(num_evidences / self.batch_size)))
 
-# %% ../nbs/1_method/17_training.ipynb #part-losses
+# %% ../nbs/1_method/17_training.ipynb #cut-batch
 _REMEMBERED = 24  # numbers that a block remembers of a token, in multiples of its hidden size; not measured: about 17 by counting for BERT (attention 7, feed-forward 10), and a margin
 _PART = 256  # what a further part costs, in tokens: between 100 and 600 were measured, by model and blocks
 
@@ -237,16 +242,33 @@ def _cut(lengths: Sequence[int], most: float) -> list[int]:  # from 0 to their n
         cuts.append(int(best[cuts[-1]]))
     return cuts[::-1]
 
+# %% ../nbs/1_method/17_training.ipynb #part-losses
+def _join(parts: Sequence[Sequence[EncodedEvidence]], most: float) -> list[list]:
+    "Join neighbouring parts, sorted by length, that have at most so many padded tokens together."
+    joined, room = [], 0
+    for part in parts:
+        size = len(part) * len(part[-1])
+        if size > room:
+            joined, room = [*joined, []], most
+        joined[-1].append(part)
+        room -= size
+    return joined
+
 
 def part_losses(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> Iterator[torch.Tensor]:  # scalars that sum up to the loss of the whole
     "Compute the loss of a batch (Eq. 1): on a CPU in parts of similar length, elsewhere as one."
-    encoded, cuts = sorted(encoded, key=len), [0, len(encoded)]
+    parts, most = [sorted(encoded, key=len)], math.inf
     if masked_lm.device.type == "cpu":
         blocks = len(masked_lm.blocks) - (masked_lm.below.block if masked_lm.below else 0)
         most = masked_lm.activations_budget / (4 * _REMEMBERED * masked_lm.model.config.hidden_size * blocks)
-        cuts = _cut([*map(len, encoded)], most)
-    for some in (encoded[start:stop] for start, stop in pairwise(cuts)):
-        yield slot_loss(masked_lm, masked_lm.batch(some)) * (len(some) / len(encoded))
+        parts = [parts[0][start:stop] for start, stop in pairwise(_cut([*map(len, parts[0])], most))]
+    trains_head = masked_lm.model.get_output_embeddings().weight.requires_grad
+    for some in [[part] for part in parts] if trains_head else _join(parts, most):
+        batches = [masked_lm.batch(part) for part in reversed(some)]  # backwards, so that gradients, which run backwards, add up forwards
+        slots = [masked_lm.read_slots(masked_lm.enter(batch), batch, batch.start) for batch in batches]
+        scores = masked_lm.score_slots(torch.cat(slots)).split([*map(len, slots)])
+        losses = [_mean_loss(*each) * (len(each[1].input_ids) / len(encoded)) for each in zip(scores, batches)]
+        yield reduce(lambda total, loss: total.double() + loss, reversed(losses))
 
 # %% ../nbs/1_method/17_training.ipynb #sampler
 def _sampler(masked_lm: MaskedLM, evidence: Sequence[Evidence], batch_size: int, pool: int, seed: int) -> Callable[[int], list]:

@@ -165,7 +165,7 @@ def test_outcome_says_what_was_done_to_the_weights(bert, edit):
     assert outcome["share_on_face"] == pytest.approx(reached.double().mean().item(), abs=0.02) and outcome["share_on_face"] > 0.1
     with pytest.MonkeyPatch.context() as patch:
         losses = []
-        patch.setattr(modmem.finetuning, "slot_loss", lambda *given, original=modmem.finetuning.slot_loss: losses.append(original(*given)) or losses[-1])
+        patch.setattr(modmem.finetuning, "_mean_loss", lambda *given, original=modmem.finetuning._mean_loss: losses.append(original(*given)) or losses[-1])
         modify_facts(bert, MODIFIED, CONFIG)
     assert outcome["final_loss"] == losses[-1].item()
 
@@ -323,8 +323,8 @@ def test_anchored_edit_is_undone_to_the_model_it_was_made_on(bert, edit):
 def test_given_model_stays_as_it_is_even_if_training_fails(family, monkeypatch):
     masked_lm = TINY[family]()
     masked_lm.model.train()
-    before, original, calls = snapshot(masked_lm), modmem.finetuning.slot_loss, iter(range(9))
-    monkeypatch.setattr(modmem.finetuning, "slot_loss", lambda *given: original(*given) / (next(calls) - 2 or int("x")))
+    before, original, calls = snapshot(masked_lm), modmem.finetuning._mean_loss, iter(range(9))
+    monkeypatch.setattr(modmem.finetuning, "_mean_loss", lambda *given: original(*given) / (next(calls) - 2 or int("x")))
     with pytest.raises(ValueError, match="invalid literal"):
         modify_facts(masked_lm, MODIFIED, replace(CONFIG, blocks="all", dropout=0.1))
     assert_untouched(masked_lm, before)

@@ -5,6 +5,7 @@ import math
 import time
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, snapshot, tiny_bert
 from tqdm import tqdm
 
+import modmem.finetuning
 from modmem.blocks import select_parameters
 from modmem.finetuning import (
     _PART, _REMEMBERED, BatchOrder, FinetuningConfig, ProgressLog, _cut, finetune, learning_rate_at, part_losses, slot_loss, train_steps,
@@ -89,6 +91,29 @@ def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(family, size, monk
     largest = max(gradient.abs().max() for gradient in expected)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * largest.item())
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("trains_head, joined", [(False, [7, 5, 4]), (True, [3, 4, 5, 4])])
+def test_parts_meet_at_a_head_that_is_not_trained_as_far_as_memory_allows(family, trains_head, joined, monkeypatch):
+    masked_lm, heads, score = TINY[family](), [], MaskedLM.score_slots
+    encoded = sorted(masked_lm.encode(WORLD.train[:16]), key=len)
+    weights = [weight for block in masked_lm.blocks for weight in block.parameters()]
+    masked_lm.model.get_output_embeddings().weight.requires_grad_(trains_head)
+    slot_loss(masked_lm, masked_lm.batch(encoded)).backward()
+    expected = [weight.grad for weight in weights]
+    monkeypatch.setattr(modmem.finetuning, "_cut", lambda lengths, most: [0, 3, 7, 12, 16])
+    most = 3 * len(encoded[2]) + 4 * len(encoded[6])  # room for the first two parts
+    masked_lm.activations_budget = 4 * _REMEMBERED * masked_lm.model.config.hidden_size * len(masked_lm.blocks) * most
+    monkeypatch.setattr(MaskedLM, "score_slots", lambda self, slots: heads.append(len(slots)) or score(self, slots))
+    masked_lm.model.zero_grad()
+    for loss in part_losses(masked_lm, encoded):
+        loss.backward()
+    numbers = [len(one.slots) for one in encoded]
+    assert heads == [sum(numbers[stop - size : stop]) for size, stop in zip(joined, np.cumsum(joined))]
+    for weight, gradient in zip(weights, expected):
+        if gradient is not None:
+            torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-6 * max(1.0, gradient.abs().max().item()))
 
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=8), st.sampled_from([1, 300, 2000, math.inf]))

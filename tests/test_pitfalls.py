@@ -140,8 +140,8 @@ def test_answer_leaked_into_the_input(family):
 
 @families
 def test_training_on_the_probe_that_is_then_tested(family, monkeypatch):
-    masked_lm, trained, original = TINY[family](), [], modmem.finetuning.slot_loss
-    monkeypatch.setattr(modmem.finetuning, "slot_loss", lambda model, batch: trained.append(batch) or original(model, batch))
+    masked_lm, trained, original = TINY[family](), [], modmem.finetuning._mean_loss
+    monkeypatch.setattr(modmem.finetuning, "_mean_loss", lambda scores, batch: trained.append(batch) or original(scores, batch))
     config = replace(CONFIG, blocks="all", steps=8, unmodified_per_modified=2.0)
     modify_facts(masked_lm, MODIFIED, config)
     ends = {masked_lm.tokenizer.pad_token_id}
