@@ -257,17 +257,18 @@ def _join(parts: Sequence[Sequence[EncodedEvidence]], most: float) -> list[list]
 
 def part_losses(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> Iterator[torch.Tensor]:  # scalars that sum up to the loss of the whole
     "Compute the loss of a batch (Eq. 1): on a CPU in parts of similar length, elsewhere as one."
-    parts, most = [sorted(encoded, key=len)], math.inf
+    encoded, most = sorted(encoded, key=len), math.inf
+    parts = [encoded]
     if masked_lm.device.type == "cpu":
         blocks = len(masked_lm.blocks) - (masked_lm.below.block if masked_lm.below else 0)
         most = masked_lm.activations_budget / (4 * _REMEMBERED * masked_lm.model.config.hidden_size * blocks)
-        parts = [parts[0][start:stop] for start, stop in pairwise(_cut([*map(len, parts[0])], most))]
+        parts = [encoded[start:stop] for start, stop in pairwise(_cut([*map(len, encoded)], most))]
     trains_head = masked_lm.model.get_output_embeddings().weight.requires_grad
-    for some in [[part] for part in parts] if trains_head else _join(parts, most):
+    for some in _join(parts, 0 if trains_head else most):
         batches = [masked_lm.batch(part) for part in reversed(some)]  # backwards, so that gradients, which run backwards, add up forwards
         slots = [masked_lm.read_slots(masked_lm.enter(batch), batch, batch.start) for batch in batches]
         scores = masked_lm.score_slots(torch.cat(slots)).split([*map(len, slots)])
-        losses = [_mean_loss(*each) * (len(each[1].input_ids) / len(encoded)) for each in zip(scores, batches)]
+        losses = [_mean_loss(own, batch) * (len(batch.input_ids) / len(encoded)) for own, batch in zip(scores, batches)]
         yield reduce(lambda total, loss: total.double() + loss, reversed(losses))
 
 # %% ../nbs/1_method/17_training.ipynb #sampler
