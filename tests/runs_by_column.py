@@ -1,9 +1,11 @@
 """Runs from the columns of their rows: how the tests write settings in short, and how they check that a row's key is that of its settings."""
 import itertools
 import math
+from dataclasses import replace
 
 from modmem.constraints import PenalizedConfig
 from modmem.editor import ModificationConfig
+from modmem.fae import FaeConfig
 from modmem.fae_editing import FaeEditConfig
 from modmem.fae_starts import FaeStart
 from modmem.fae_training import FaeRecipe
@@ -49,13 +51,19 @@ def make_method(columns):
     return UniformConfig(edit) if method == "uniform" else edit
 
 
+def make_recipe(columns):
+    "The recipe of a FaE, whose shape and training have columns of their own."
+    training = {name: columns[f"fae_{name}"] for name in FinetuningConfig.__dataclass_fields__ if f"fae_{name}" in columns}
+    return take(FaeRecipe, columns, "fae_", shape=take(FaeConfig, columns, "fae_"), finetuning=replace(FaeRecipe().finetuning, **training))
+
+
 def make_run(**columns):
     "A run from flat settings; what is not given is as usual in the world."
     columns = USUAL | columns
     style = {"style": take(WorldStyle, columns, "style_")} if any(name.startswith("style_") for name in columns) else {}
     data = take(Data, columns, **style)
     if columns["method"] == "FaE":
-        start = FaeStart(columns["model"], data, take(FaeRecipe, {name: value for name, value in columns.items() if name.startswith("fae_")}, "fae_"))
+        start = FaeStart(columns["model"], data, make_recipe(columns))
     elif columns["start"] == "FT":
         start = Start(columns["model"], "FT", data, take_training(columns, "finetuning_"))
     else:
