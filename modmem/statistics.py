@@ -120,14 +120,14 @@ def read_off(
 
 # %% ../nbs/5_experiments/07_statistics.ipynb #measure-gain
 def measure_gain(
-    rows: pd.DataFrame,  # one a run: of each group some radii, on reported and on held-out facts, and no constraint
+    rows: pd.DataFrame,  # one a run: of each group some radii, on reported and on held-out facts, and no constraint on reported ones
     by: Sequence[str],  # the settings that tell groups apart
 ) -> pd.DataFrame:  # reported rows within the chosen radius; those without a constraint in columns with `_free`; `gain` and `matched` in points
     "Measure what a ball gains over no constraint, seed by seed."
     done = rows[rows["status"] == "done"]
-    bounded = np.isfinite(done["radius"].astype(float))
-    both = select_radius(done, by, "heldout").merge(done[~bounded], on=[*by, "seed"], suffixes=("", "_free"))
-    curves = dict(iter(done[bounded & (done["facts"] == "reported")].groupby([*by, "seed"])))
+    bounded, reported = np.isfinite(done["radius"].astype(float)), done["facts"] == "reported"
+    both = select_radius(done, by, "heldout").merge(done[~bounded & reported], on=[*by, "seed"], suffixes=("", "_free"))
+    curves = dict(iter(done[bounded & reported].groupby([*by, "seed"])))
     places = both[[*by, "seed"]].itertuples(index=False, name=None)
     kept = [read_off(curves[place], at) for place, at in zip(places, both["modified_accuracy_free"])]
     matched = np.array(kept, dtype=float) - both["unmodified_accuracy_free"].astype(float)

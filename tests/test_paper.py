@@ -314,6 +314,21 @@ def test_the_gain_of_a_ball_is_paired_and_its_radius_chosen_on_held_out_facts(fo
     assert_whole("when_it_pays", folder, record, parameters, pictures=True)
 
 
+def test_no_constraint_has_the_learning_rate_that_held_out_facts_choose(folder):
+    parameters = {"min_evidences": [0], "radii": {"0": [0.002, 0.02]}, "positions": {"0": "first"}, "num_modified": 4, "free_learning_rates": [0.0001], **TINY}
+    csv, _, _ = run("when_it_pays", folder, **parameters)
+    own = pd.read_csv(folder / "figures" / "when_it_pays_rates.csv")
+    rows = load_rows("when_it_pays", folder, **parameters)
+    free = rows[rows["radius"] == math.inf]
+    heldout = free[free["facts"] == "heldout"]
+    means = (heldout["modified_accuracy"] + heldout["unmodified_accuracy_heldout"]).groupby(heldout["learning_rate"]).mean()
+    assert len(means) == 2 and own["learning_rate"].tolist() == [means.idxmax()]
+    reported = rows[rows["facts"] == "reported"].set_index("seed")
+    ball = reported[(reported["radius"] == csv["radius"][0]) & (reported["learning_rate"] == TINY["learning_rate"])]["average_accuracy"]
+    without = reported[(reported["radius"] == math.inf) & (reported["learning_rate"] == own["learning_rate"][0])]["average_accuracy"]
+    assert own["gain"][0] == pytest.approx((ball - without).mean()) and own["gain_se"][0] == pytest.approx((ball - without).sem())
+
+
 def test_the_gain_is_measured_at_every_place_of_an_axis_and_axes_share_rows_where_they_meet(folder):
     axes = {"evidence": {"any": {}, "at least 2": {"min_evidences": 2}}, "FT": {"60 steps": {}, "30 steps": {"finetuning_steps": 30}}}
     parameters = {"axes": axes, "block": 1, "radii": [0.02], "num_modified": 4, **TINY}
