@@ -57,6 +57,7 @@ class Parts:
     base_blocks: Mapping = field(default_factory=lambda: {0: "first", 1: "middle", 3: "last", "all": "all"})
     large_blocks: Mapping = field(default_factory=lambda: {0: "first", 7: "last", "all": "all"})
     num_modified: int = 32  # |M| where the claim names none, and the smallest
+    learning_rate: float = 0.003  # of FTM and FTA in all tables; rows at others were there to choose it
     replicas: tuple[str, ...] = ("base_1", "base_2")  # base's part too, from other seeds of pretraining; their seeds differ from base's
 
 # %% ../nbs/5_experiments/08_claims.ipynb #find-parts
@@ -77,11 +78,12 @@ def _find_positions(rows: pd.DataFrame, parts: Parts) -> pd.Series:
 
 
 def _is_usual(rows: pd.DataFrame, parts: Parts) -> pd.Series:
-    "Tell which rows are no ablation."
+    "Tell which rows are no ablation, and none at another learning rate."
     drawn_from = {name: Sample(Data(name)).drawn_from for name in (parts.cloze, parts.questions)}
     drawn = (rows["drawn_from"] == rows["benchmark"].map(drawn_from)) & (rows["object_frequency"] == Sample.object_frequency)
     usual = {"penalty": [""], "key_layer": ["", "last_hidden"], "tables": [False], "fae_coverage": [], "fae_null_rate": [], "min_evidences": []}
-    return drawn & np.logical_and.reduce([rows[name].isna() | rows[name].isin(values) for name, values in usual.items()])
+    at_rate = (rows["method"] != "edit") | (rows["part"] != "") | rows["learning_rate"].isna() | (rows["learning_rate"] == parts.learning_rate)
+    return drawn & at_rate & np.logical_and.reduce([rows[name].isna() | rows[name].isin(values) for name, values in usual.items()])
 
 
 def _drop_tuning(rows: pd.DataFrame) -> pd.DataFrame:

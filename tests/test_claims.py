@@ -124,7 +124,7 @@ def make_row(run, agree):
         modified += SEED_EFFECTS[run.seed]
     measured = dict.fromkeys(("unmodified_accuracy", "unmodified_accuracy_heldout", "unmodified_accuracy_reported"), unmodified)
     before = {"unmodified_accuracy_before": BEFORE[run.start] + noise.uniform(-0.1, 0.1)}
-    asked = make_run(**{"model": "base"} | run.given)
+    asked = make_run(**{"model": "base", "learning_rate": Parts.learning_rate} | run.given)
     parts = {"modified_accuracy_rewritten": modified, "modified_accuracy_inserted": 0.0} if run.method == "FaE" else {}
     return {**asked.settings, "steps": 70 + run.seed, "key": asked.key, "status": "done", "modified_accuracy": modified, **measured, **before, **lost, **parts}
 
@@ -224,7 +224,7 @@ def test_settings_beside_the_point_change_nothing(worlds, verdicts):
     others = [
         rows.assign(num_modified=8), rows.assign(model="albert"), rows.assign(object_frequency="global"), rows.assign(status="failed"),
         rows[rows["benchmark"] == "world"].assign(drawn_from="all"),
-        rows.query("facts == 'heldout' and (radius == 0.02 or radius == 1)").assign(learning_rate=0.1),
+        rows.query("facts == 'heldout' and (radius == 0.02 or radius == 1)").assign(batch_size=7), rows.query("method == 'edit'").assign(learning_rate=0.1),
         rows.query("method == 'edit'").assign(method="penalty", penalty="kl", penalty_weight=1.0), rows.query("norm == 'linf'").assign(norm="rms"),
         *(rows.query("method == 'FaE'").assign(**more) for more in ({"tables": True}, {"fae_coverage": 1.0}, {"fae_null_rate": 0.0})),
         rows.query("method == 'kNN-LM'").assign(key_layer="penultimate"),
@@ -234,8 +234,8 @@ def test_settings_beside_the_point_change_nothing(worlds, verdicts):
 
 
 def test_the_same_setting_twice_is_refused_and_named(worlds):
-    with pytest.raises(ValueError, match="what tells them apart is learning_rate"):
-        check_claims(pd.concat([worlds[True], worlds[True].assign(learning_rate=0.5)]))
+    with pytest.raises(ValueError, match="what tells them apart is batch_size"):
+        check_claims(pd.concat([worlds[True], worlds[True].assign(batch_size=7)]))
     with pytest.raises(ValueError, match="what tells them apart is nothing"):
         check_claims(pd.concat([worlds[True]] * 2))
 
