@@ -82,7 +82,7 @@ def _is_usual(rows: pd.DataFrame, parts: Parts) -> pd.Series:
     drawn_from = {name: Sample(Data(name)).drawn_from for name in (parts.cloze, parts.questions)}
     drawn = (rows["drawn_from"] == rows["benchmark"].map(drawn_from)) & (rows["object_frequency"] == Sample.object_frequency)
     usual = {"penalty": [""], "key_layer": ["", "last_hidden"], "tables": [False], "fae_coverage": [], "fae_null_rate": [], "min_evidences": []}
-    at_rate = (rows["method"] != "edit") | (rows["part"] != "") | rows["learning_rate"].isna() | (rows["learning_rate"] == parts.learning_rate)
+    at_rate = (rows["method"] != "edit") | (rows["part"] != "") | (rows["learning_rate"] == parts.learning_rate)
     return drawn & at_rate & np.logical_and.reduce([rows[name].isna() | rows[name].isin(values) for name, values in usual.items()])
 
 
