@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
+from .checkpoint import Checkpoint
 from .fae import FactsAsExperts
 from .fae_training import FaeRecipe, load_fae, save_fae, train_fae
 from .files import exclusively
@@ -43,12 +44,16 @@ def find_fae(
     "Load a FaE, which is trained if it is not there yet."
     folder = places.cache / f"fae-{hash_settings(start.settings)}"
     encoder = load_pretrained(start.model, places)
+    benchmark, data_hash = load_benchmark(start.data, start.model, places)
+    hashes = {"pretrained_hash": hash_weights(encoder)}
+    unfinished = Checkpoint(places.cache / f"{folder.name}.unfinished.safetensors", start.settings | hashes | {"data_hash": data_hash})
     with exclusively(places.cache / "locks" / folder.name):
         if not folder.is_dir():
-            fae, _ = train_fae(encoder, load_benchmark(start.data, start.model, places)[0], start.recipe)
+            fae, _ = train_fae(encoder, benchmark, start.recipe, unfinished)
             save_fae(fae, folder)
+    unfinished.path.unlink(missing_ok=True)
     fae = load_fae(folder, places.device)
-    return fae, {"pretrained_hash": hash_weights(encoder), "start_hash": hash_weights(fae)}
+    return fae, hashes | {"start_hash": hash_weights(fae)}
 
 # %% ../nbs/5_experiments/01_fae_starts.ipynb #find-model
 def find_model(

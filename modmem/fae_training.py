@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .batches import bucket_by_length
+from .checkpoint import Checkpoint
 from .evaluation import EditAccuracy, list_questions, summarize_answers
 from .fact_memory import build_memory, encode_facts, make_fact_batch, name_entities
 from .fae import FactBatch, FactMemory, FactsAsExperts, FaeConfig, FaeNames, copy_fae
@@ -54,7 +55,8 @@ def finetune_fae(
     losses: Sequence[str] = _LOSSES,
     parameters: Sequence[str] | None = None,  # names of the weights to train; None: all
     make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # (weights, lr=...) -> optimizer
-) -> tuple[FactsAsExperts, list[float]]:  # the trained copy, which shares the frozen weights; the loss of each step
+    checkpoint: Checkpoint | None = None,  # where to keep the state, and to go on from
+) -> tuple[FactsAsExperts, list[float]]:  # the trained copy, which shares the frozen weights; the loss of each step of this call
     "Train a copy of FaE on evidence."
     if config.unmodified_per_modified or not 0 <= null_rate <= 1 or not losses or not set(losses) <= set(_LOSSES):
         raise ValueError(f"expected no rehearsal, a null_rate from 0 to 1, and losses of {_LOSSES}, not {null_rate!r} and {losses!r}")
@@ -68,7 +70,7 @@ def finetune_fae(
         hidden = torch.rand(len(chosen), generator=generator) < null_rate
         return fae_loss(trained, make_fact_batch(trained, chosen, hidden.tolist()), losses)
 
-    return trained, finetune_steps(trained.model, compute_loss, config, len(encoded), make_optimizer)
+    return trained, finetune_steps(trained.model, compute_loss, config, len(encoded), make_optimizer, checkpoint)
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #recipe
 @dataclass(frozen=True)
@@ -104,9 +106,11 @@ def make_fae(
 
 def train_fae(
     masked_lm: MaskedLM, benchmark: Benchmark, recipe: FaeRecipe,
-) -> tuple[FactsAsExperts, list[float]]:  # FaE after FT, and the loss of each step
+    checkpoint: Checkpoint | None = None,  # where to keep the state, and to go on from
+) -> tuple[FactsAsExperts, list[float]]:  # FaE after FT, and the loss of each step of this call
     "Make the FaE of a recipe: FT on the benchmark."
-    return finetune_fae(make_fae(masked_lm, benchmark, recipe), benchmark.train, recipe.finetuning, recipe.null_rate)
+    fae = make_fae(masked_lm, benchmark, recipe)
+    return finetune_fae(fae, benchmark.train, recipe.finetuning, recipe.null_rate, checkpoint=checkpoint)
 
 # %% ../nbs/4_memories/03_fae_training.ipynb #answer-questions
 @torch.no_grad()

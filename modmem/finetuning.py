@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .batches import EncodedEvidence, MaskedBatch, bucket_by_length
+from .checkpoint import Checkpoint
 from .facts import Evidence
 from .files import check_choice, check_whole
 from .masked_lm import MaskedLM, copy_with_own, in_mode
@@ -285,12 +286,21 @@ def finetune_steps(
     config: FinetuningConfig,
     num_evidences: int,  # of an epoch
     make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # (weights, lr=...) -> optimizer
-) -> list[float]:  # the loss of each step
+    checkpoint: Checkpoint | None = None,  # where to keep the state, and to go on from
+) -> list[float]:  # the loss of each step of this call
     "Train as a configuration says, whatever the loss."
     num_steps = config.count_steps(num_evidences)
     rates = [learning_rate_at(step, num_steps, config.learning_rate, config.warmup, config.schedule) for step in range(num_steps)]
     optimizer = make_optimizer([weight for weight in network.parameters() if weight.requires_grad], lr=config.learning_rate)
-    return train_steps(network, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm, description="fine-tuning")
+
+    def after_step(done: int) -> None:
+        if checkpoint and (done % checkpoint.every == 0 or done == num_steps):
+            checkpoint.save(network, optimizer, done)
+
+    return train_steps(
+        network, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm,
+        checkpoint.load(network, optimizer) if checkpoint else 0, after_step, "fine-tuning",
+    )
 
 # %% ../nbs/1_method/17_training.ipynb #finetune
 def finetune(
@@ -300,7 +310,8 @@ def finetune(
     unmodified: Sequence[Evidence] = (),  # D_F\S, for FTA
     parameters: Sequence[str] | None = None,  # names of the weights to train; None: all
     make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # (weights, lr=...) -> optimizer
-) -> tuple[MaskedLM, list[float]]:  # the trained copy, which shares the frozen weights; the loss of each step
+    checkpoint: Checkpoint | None = None,  # where to keep the state, and to go on from
+) -> tuple[MaskedLM, list[float]]:  # the trained copy, which shares the frozen weights; the loss of each step of this call
     "Train a copy of a model to put the objects back into the evidence (Eqs. 1 and 5)."
     rehearsal = round(config.batch_size * config.unmodified_per_modified)
     if rehearsal and not unmodified:
@@ -313,4 +324,4 @@ def finetune(
     def compute_loss(step: int) -> Iterator[torch.Tensor]:
         return part_losses(trained, sample(step) + (sample_unmodified(step) if rehearsal else []))
 
-    return trained, finetune_steps(trained.model, compute_loss, config, len(evidence), make_optimizer)
+    return trained, finetune_steps(trained.model, compute_loss, config, len(evidence), make_optimizer, checkpoint)

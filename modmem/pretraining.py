@@ -17,8 +17,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from .batches import EncodedEvidence, MaskedBatch, encode_evidence, make_batch
+from .checkpoint import Checkpoint
 from .facts import Evidence, find_end
-from .files import DataError, check_whole, load_record, save_record
+from .files import DataError, check_whole
 from .finetuning import BatchOrder, keyed_generator, learning_rate_at, slot_loss, train_steps
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
 
@@ -85,39 +86,13 @@ def reinitialize(
         model = type(masked_lm.model)(masked_lm.model.config)
     return MaskedLM(model.to(masked_lm.device), masked_lm.tokenizer, masked_lm.architecture)
 
-# %% ../nbs/2_data/04_pretraining.ipynb #checkpoint
+# %% ../nbs/2_data/04_pretraining.ipynb #describe-run
 def _describe_run(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], config: PretrainingConfig) -> dict:
     "What a run is made of: settings, start weights, sentences."
     sentences = hashlib.sha256()
     for sentence in encoded:
         sentences.update(repr((sentence.input_ids, sentence.slots, sentence.labels)).encode())
     return asdict(config) | {"start": hash_weights(masked_lm), "sentences": sentences.hexdigest()}
-
-
-def _save_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optimizer, step: int, settings: dict) -> None:
-    "Keep weights and optimizer as they are after so many steps."
-    names = {id(parameter): name for name, parameter in masked_lm.model.named_parameters()}
-    tensors = {f"weight/{names[id(parameter)]}": parameter for parameter in optimizer.state}
-    tensors |= {f"{key}/{names[id(parameter)]}": value for parameter, state in optimizer.state.items() for key, value in state.items()}
-    save_record(path, tensors, "pretraining", {"step": step, "settings": settings})
-
-
-@torch.no_grad()
-def _load_progress(path: Path, masked_lm: MaskedLM, optimizer: torch.optim.Optimizer, settings: dict) -> int:
-    "Restore weights and optimizer; the number of steps that were done, 0 without a file."
-    if not path.exists():
-        return 0
-    tensors, record = load_record(path, "pretraining", frozenset({"step", "settings"}))
-    if record["settings"] != settings:
-        raise DataError("a run with other settings was interrupted here; remove the file or use those settings", path)
-    parameters = dict(masked_lm.model.named_parameters())
-    for key, value in tensors.items():
-        kind, name = key.split("/", 1)
-        if kind == "weight":
-            parameters[name].copy_(value)
-        else:
-            optimizer.state[parameters[name]][kind] = value if kind == "step" else value.to(masked_lm.device)
-    return record["step"]
 
 # %% ../nbs/2_data/04_pretraining.ipynb #pretraining-config
 @dataclass(frozen=True)
@@ -171,17 +146,15 @@ def pretrain(
     trained = copy_with_own(masked_lm)
     encoded = _encode_sentences(trained, sentences, config.max_length)
     optimizer = torch.optim.AdamW(trained.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    checkpoint = None if checkpoint is None else Path(checkpoint)
-    settings = {} if checkpoint is None else _describe_run(trained, encoded, config)
-    first = 0 if checkpoint is None else _load_progress(checkpoint, trained, optimizer, settings)
-
+    state = None if checkpoint is None else Checkpoint(checkpoint, _describe_run(trained, encoded, config), config.checkpoint_every)
+    first = state.load(trained.model, optimizer) if state else 0
     batches = iter(DataLoader(_Batches(encoded, trained.tokenizer, config), None, sampler=range(first, config.steps), num_workers=workers))
 
     def after_step(done: int) -> None:
         if done % config.checkpoint_every and done != config.steps:
             return
-        if checkpoint is not None:
-            _save_progress(checkpoint, trained, optimizer, done, settings)
+        if state:
+            state.save(trained.model, optimizer, done)
         watch(done, trained)
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]

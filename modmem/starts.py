@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .batches import keep_answerable
+from .checkpoint import Checkpoint
 from .facts import Benchmark
 from .files import DataError, check_choice, check_whole, exclusively, write_atomically, write_folder_atomically
 from .finetuning import FinetuningConfig, finetune
@@ -225,17 +226,14 @@ def find_start(
     if found is None:
         folder = places.cache / start.key
         benchmark, data_hash = load_benchmark(start.data, start.model, places)
-        record = _make_once(folder, start.settings, lambda: _finetune(pretrained, benchmark, start, hashes | {"data_hash": data_hash}))
+        made_of = hashes | {"data_hash": data_hash}
+        unfinished = Checkpoint(places.cache / f"{start.key}.unfinished.safetensors", made_of | start.settings)
+        record = _make_once(folder, start.settings, lambda: (finetune(pretrained, benchmark.train, start.finetuning, checkpoint=unfinished)[0], made_of))
+        unfinished.path.unlink(missing_ok=True)
         if record["data_hash"] != data_hash:
             raise DataError(f"was made from other data, {record['data_hash'][:12]} and not {data_hash[:12]}; remove it to make it again", folder)
         found = load_masked_lm(folder, places.device)
     return found, hashes | {"start_hash": hash_weights(found)}
-
-
-def _finetune(pretrained: MaskedLM, benchmark: Benchmark, start: Start, hashes: dict) -> tuple[MaskedLM, dict]:
-    "FT, with what shall be recorded."
-    finetuned, losses = finetune(pretrained, benchmark.train, start.finetuning)
-    return finetuned, hashes | {"final_loss": losses[-1]}
 
 # %% ../nbs/5_experiments/00_starts.ipynb #find-answered
 @lru_cache(maxsize=2)

@@ -15,11 +15,14 @@ from tqdm import tqdm
 
 import modmem.finetuning
 from modmem.blocks import select_parameters
+from modmem.checkpoint import Checkpoint
 from modmem.finetuning import (
     _PART, _REMEMBERED, BatchOrder, FinetuningConfig, ProgressLog, _cut, finetune, learning_rate_at, part_losses, slot_loss, train_steps,
 )  # fmt: skip
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.modification import sample_modifications
+from modmem.projected_adam import ProjectedAdam
+from modmem.projection import LinfBall
 
 MODIFIED = sample_modifications(WORLD, num_modified=8, seed=0)  # 40 training evidences
 
@@ -257,6 +260,30 @@ def test_dropout_is_a_function_of_seed_and_step_and_leaves_the_generator_alone()
 
     once = losses()
     assert len(set(once)) == 4 and once == losses() and once[2:] == losses(first_step=2) and once != losses(seed=1)
+
+
+@pytest.mark.parametrize("make_optimizer", [torch.optim.Adam, lambda weights, lr: ProjectedAdam(weights, LinfBall(1e-3), lr)], ids=["free", "in a ball"])
+def test_training_that_was_interrupted_goes_on_bit_for_bit(bert, tmp_path, monkeypatch, make_optimizer):
+    config, last = FinetuningConfig(steps=5, batch_size=8, learning_rate=3e-3, unmodified_per_modified=1.0), list(select_parameters(bert, len(bert.blocks) - 1))
+
+    def train(checkpoint=None):
+        return finetune(bert, MODIFIED.modified_train, config, MODIFIED.unmodified_train, last, make_optimizer, checkpoint)
+
+    whole, losses = train()
+    checkpoint, calls = Checkpoint(tmp_path / "state.safetensors", {"of": "a test"}, every=2), iter(range(9))
+
+    def compute_loss(*arguments):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return part_losses(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(modmem.finetuning, "part_losses", compute_loss)
+        train(checkpoint)
+    resumed, rest = train(checkpoint)
+    assert same_weights(resumed, whole) and rest == losses[2:] and not same_weights(resumed, bert)
+    finished, none = train(checkpoint)  # the last step is kept too
+    assert same_weights(finished, whole) and none == []
 
 
 # FT

@@ -7,11 +7,15 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from tiny_models import same_weights, tiny_bert
 
-from modmem import starts
+import modmem.fae_training
+import modmem.finetuning
+from modmem import fae_starts, starts
+from modmem.checkpoint import Checkpoint
 from modmem.editor import hash_weights
 from modmem.facts import Benchmark
 from modmem.files import DataError
@@ -19,7 +23,9 @@ from modmem.finetuning import FinetuningConfig
 from modmem.masked_lm import SYNTHETIC, save_masked_lm
 from modmem.pretraining import reinitialize
 from modmem.files import exclusively
-from modmem.fae_starts import FaeStart
+from modmem.fae import FaeConfig
+from modmem.fae_starts import FaeStart, find_fae
+from modmem.fae_training import FaeRecipe
 from modmem.starts import RECIPES, Data, Places, Start, find_answered, find_start, hash_settings, load_benchmark, load_pretrained
 from modmem.world import WorldStyle, make_world
 
@@ -30,7 +36,7 @@ FT = Start("mine", "FT", DATA, TRAINING)
 
 def forget():
     "What a new process knows."
-    for cached in (load_pretrained, load_benchmark, find_start, find_answered):
+    for cached in (load_pretrained, load_benchmark, find_start, find_fae, find_answered):
         cached.cache_clear()
 
 
@@ -180,10 +186,62 @@ def test_a_checkpoint_from_other_data_is_refused(places, monkeypatch):
 
 def test_ft_that_diverges_is_an_error_and_is_not_kept(places, monkeypatch):
     real = starts.finetune
-    monkeypatch.setattr(starts, "finetune", lambda masked_lm, evidence, config: real(masked_lm, evidence, replace(config, learning_rate=1e30)))
+    monkeypatch.setattr(starts, "finetune", lambda masked_lm, evidence, config, checkpoint: real(masked_lm, evidence, replace(config, learning_rate=1e30)))
     with pytest.raises(FloatingPointError, match="diverged"):
         find_start(FT, places)
     assert [path.name for path in places.cache.iterdir()] == ["locks"]
+
+
+class Stopped(Exception):
+    "Stands for whatever ends a process."
+
+
+def count_losses(monkeypatch, module, name, stop=None):
+    "Note each loss that training asks for; the training dies at the one with this number."
+    asked, compute = [], getattr(module, name)
+
+    def counted(*arguments):
+        if len(asked) == stop:
+            raise Stopped
+        asked.append(arguments)
+        return compute(*arguments)
+
+    monkeypatch.setattr(module, name, counted)
+    return asked
+
+
+FAE = FaeStart("mine", DATA, FaeRecipe(FaeConfig(first_blocks=1, entity_size=8, relation_size=8, key_size=8, top_entities=4), finetuning=FinetuningConfig(steps=4, batch_size=8)))
+
+
+@pytest.mark.parametrize(
+    ("module", "start", "loss", "found_by"),
+    [(starts, replace(FT, finetuning=replace(TRAINING, steps=4)), (modmem.finetuning, "part_losses"), find_start), (fae_starts, FAE, (modmem.fae_training, "fae_loss"), find_fae)],
+)
+def test_ft_that_was_interrupted_goes_on_to_the_same_weights(places, tmp_path, monkeypatch, module, start, loss, found_by):
+    monkeypatch.setattr(module, "Checkpoint", partial(Checkpoint, every=2))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        count_losses(patch, *loss, stop=3)
+        found_by(start, places)
+    assert [path.name.endswith(".unfinished.safetensors") for path in places.cache.iterdir() if path.is_file()] == [True]
+    with monkeypatch.context() as patch:
+        left = count_losses(patch, *loss)
+        _, hashes = found_by(start, places)
+    assert len(left) == 2 and not [path for path in places.cache.iterdir() if path.is_file()]
+    forget()
+    _, whole = found_by(start, replace(places, cache=tmp_path / "another"))
+    assert hashes == whole
+
+
+def test_ft_that_was_interrupted_does_not_go_on_with_other_data(places, monkeypatch):
+    monkeypatch.setattr(starts, "Checkpoint", partial(Checkpoint, every=1))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        count_losses(patch, modmem.finetuning, "part_losses", stop=1)
+        find_start(FT, places)
+    forget()
+    whole = starts._load_data(DATA, places)
+    monkeypatch.setattr(starts, "_load_data", lambda data, places: Benchmark(whole.facts, whole.train[1:], whole.test))
+    with pytest.raises(DataError, match="unfinished.safetensors: a run with other settings"):
+        find_start(FT, places)
 
 
 def test_the_shipped_model_is_used_for_its_own_recipe_only(places, monkeypatch):
