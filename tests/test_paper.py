@@ -314,11 +314,17 @@ def test_the_gain_of_a_ball_is_paired_and_its_radius_chosen_on_held_out_facts(fo
     assert_whole("when_it_pays", folder, record, parameters, pictures=True)
 
 
-def test_no_constraint_has_the_learning_rate_that_held_out_facts_choose(folder):
-    parameters = {"min_evidences": [0], "radii": {"0": [0.002, 0.02]}, "positions": {"0": "first"}, "num_modified": 4, "free_learning_rates": [0.01], **TINY}
-    csv, _, _ = run("when_it_pays", folder, **parameters)
-    own = pd.read_csv(folder / "figures" / "when_it_pays_rates.csv")
-    rows = load_rows("when_it_pays", folder, **parameters)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("when_it_pays", {"min_evidences": [0], "positions": {"0": "first"}, "num_modified": 4}), ("figure_3", {"blocks": [0], "positions": ["first"], "nums_modified": [4]})],
+)
+def test_no_constraint_has_the_learning_rate_that_held_out_facts_choose(folder, name, settings):
+    parameters = settings | {"radii": {"0": [0.002, 0.02]}, "free_learning_rates": [0.01], **TINY}
+    csv, _, _ = run(name, folder, **parameters)
+    if name == "figure_3":
+        csv = csv[csv["chosen_on"] == "held out"].reset_index(drop=True)
+    own = pd.read_csv(folder / "figures" / f"{name}_rates.csv")
+    rows = load_rows(name, folder, **parameters)
     free = rows[rows["radius"] == math.inf]
     heldout = free[free["facts"] == "heldout"]
     means = (heldout["modified_accuracy"] + heldout["unmodified_accuracy_heldout"]).groupby(heldout["learning_rate"]).mean()
