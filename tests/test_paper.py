@@ -315,15 +315,18 @@ def test_the_gain_of_a_ball_is_paired_and_its_radius_chosen_on_held_out_facts(fo
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
-    [("when_it_pays", {"min_evidences": [0], "positions": {"0": "first"}, "num_modified": 4}), ("figure_3", {"blocks": [0], "positions": ["first"], "nums_modified": [4]})],
+    ("name", "file", "settings"),
+    [
+        ("when_it_pays", "when_it_pays_rates", {"min_evidences": [0], "positions": {"0": "first"}, "num_modified": 4}),
+        ("figure_3", "questions_rates", {"blocks": [0], "positions": ["first"], "nums_modified": [4]}),
+    ],
 )
-def test_no_constraint_has_the_learning_rate_that_held_out_facts_choose(folder, name, settings):
+def test_no_constraint_has_the_learning_rate_that_held_out_facts_choose(folder, name, file, settings):
     parameters = settings | {"radii": {"0": [0.002, 0.02]}, "free_learning_rates": [0.01], **TINY}
     csv, _, _ = run(name, folder, **parameters)
     if name == "figure_3":
         csv = csv[csv["chosen_on"] == "held out"].reset_index(drop=True)
-    own = pd.read_csv(folder / "figures" / f"{name}_rates.csv")
+    own = pd.read_csv(folder / "figures" / f"{file}.csv")
     rows = load_rows(name, folder, **parameters)
     free = rows[rows["radius"] == math.inf]
     heldout = free[free["facts"] == "heldout"]
