@@ -175,7 +175,7 @@ def test_readme_names_every_part_every_notebook_of_the_method_and_the_test_comma
 
 def test_what_the_first_page_found_is_said_in_short_points():
     readme = (TOP / "README.md").read_text(encoding="utf-8")
-    found = re.findall(r"^- \*\*.*$", readme.partition("## Does it come out")[2].partition("## The parts")[0], flags=re.MULTILINE)
+    found = re.findall(r"^- \*\*.*$", readme.partition(" In short, ")[2].partition("## The parts")[0], flags=re.MULTILINE)
     assert len(found) == 8 and not [point for point in found if len(point.split()) > 75]  # the numbers behind them are in a guide
 
 
