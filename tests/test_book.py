@@ -168,8 +168,8 @@ def test_a_page_loses_its_indentation_and_nothing_that_is_read(tmp_path):
     (tmp_path / "link.html").write_text('<a href="rows.csv">rows.csv</a> <code>"rows.csv"</code>')
     build.shrink(tmp_path)
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == f"<p>\none\n<b>two</b> </p>\n{code}\n{script}\n<p>three</p>"
-    assert (tmp_path / "link.html").read_text() == '<a href="rows.csv.gz">rows.csv</a> <code>"rows.csv"</code>'
-    assert pd.read_csv(tmp_path / "rows.csv.gz")["key"].tolist() == [1] and not (tmp_path / "rows.csv").exists()
+    assert (tmp_path / "link.html").read_text() == '<a href="rows.csv.xz">rows.csv</a> <code>"rows.csv"</code>'
+    assert pd.read_csv(tmp_path / "rows.csv.xz")["key"].tolist() == [1] and not (tmp_path / "rows.csv").exists()
     assert nbformat.read(tmp_path / "x.ipynb", as_version=4) == notebook and (tmp_path / "x.ipynb").stat().st_size < size
 
 

@@ -1,9 +1,9 @@
 """Build the book: execute the paper's notebooks on committed rows, lay out the pages, and let Sphinx write _site."""
 import argparse
 import csv
-import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -139,12 +139,12 @@ def write_icons(target: Path) -> None:
 def shrink(site: Path) -> None:
     "Leave out what no reader sees: the indentation of pages, but for what stands as it is written, and of the notebooks to download; pack the rows."
     for path in site.rglob("rows.csv"):
-        path.with_name("rows.csv.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+        path.with_name("rows.csv.xz").write_bytes(lzma.compress(path.read_bytes()))
         path.unlink()
     for path in site.rglob("*.html"):
         parts = re.split(r"(<(?:pre|script|style|textarea)\b.*?</(?:pre|script|style|textarea)>)", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         parts[::2] = [re.sub(r"\s*\n\s*", "\n", part) for part in parts[::2]]
-        path.write_text(re.sub(r'(href="[^"]*rows\.csv)"', r'\1.gz"', "".join(parts)), encoding="utf-8")
+        path.write_text(re.sub(r'(href="[^"]*rows\.csv)"', r'\1.xz"', "".join(parts)), encoding="utf-8")
     for path in site.rglob("*.ipynb"):
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
