@@ -41,7 +41,7 @@ def table_3(folder):
 def test_table_3_has_three_starts_and_each_block_beside_the_paper(folder, table_3):
     csv, text, record = table_3
     rows = load_rows("table_3", folder, num_modified=4, **TINY, **POSITIONS)
-    assert list(csv) == ["start", "position", "blocks", "num_modified", *with_errors(MEANS)]
+    assert list(csv) == ["evidences", "start", "position", "blocks", "num_modified", *with_errors(MEANS)]
     assert csv["start"].tolist() == ["RI", "RI", "pretrained", "pretrained", "FT", "FT"]
     assert csv["position"].tolist() == ["first", "last"] * 3 and csv["blocks"].tolist() == ["0", "1"] * 3
     assert_means(csv, rows, ["start", "blocks"])
@@ -62,6 +62,33 @@ def test_rows_that_are_there_are_not_computed_again_and_one_that_fails_is_not_ru
     pd.testing.assert_frame_equal(csv[csv["position"] != "middle"].reset_index(drop=True), table_3[0], check_dtype=False)
 
 
+RADII = {"radii": {"0": [0.02]}, "model": "tiny", "start": "FT"}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("table_2", {"models": {"tiny": "BERT-Base"}, "positions": {"tiny": {"0": "first"}}, "settings": [{**RADII, "method": "FTM"}, {**RADII, "method": "FTM", "min_evidences": 9}]}),
+        ("table_3", {"min_evidences": [0, 9], "starts": ["FT"], "blocks": [0], "positions": ["first"]}),
+        ("table_4", {"min_evidences": [0, 9], "blocks": [0], "positions": ["first"], "mixes": [0.0], "free_mixes": [0.0], "radii": [0.02]}),
+    ],
+)
+def test_tables_2_to_4_come_once_for_each_choice_of_facts(folder, name, parameters):
+    parameters = {"num_modified": 4, "heldout_seeds": [0], **TINY, "benchmark": "world", "style": "faithful"} | parameters  # the plain style has five evidences for each
+    parameters = {key: value for key, value in parameters.items() if (name, key) not in (("table_2", "model"), ("table_3", "heldout_seeds"))}
+    csv, text, _ = run(name, folder, **parameters)
+    rows = load_rows(name, folder, **parameters)
+    rows = rows[(rows["facts"] == "reported") & ((name == "table_3") | (rows["radius"] < math.inf))]
+    ours = csv[csv["chosen_on"] == "reported"].drop_duplicates("evidences") if "chosen_on" in csv else csv
+    ours = ours[ours["constraint"] != "none"] if "constraint" in ours else ours
+    means = rows.groupby(rows["min_evidences"].fillna(0))["average_accuracy"].mean()
+    assert ours.set_index("evidences")["average_accuracy"].to_dict() == pytest.approx(means.to_dict()) and len(means) == 2 == means.nunique()
+    first, second = text.split("## Facts with at least 9 evidences\n")
+    for part, mean in zip((first, second), means.sort_index()):
+        lines = [line for line in part.splitlines() if f" {mean:.2f} (" in line]
+        assert lines and all("first" in line for line in lines) and not any("evidences" in line for line in lines)
+
+
 def test_figure_4_has_standard_deviations_over_numbers_of_modified_facts(folder):
     parameters = {"nums_modified": [2, 40], "blocks": ["all"], **TINY}
     csv, text, record = run("figure_4", folder, **parameters)
@@ -76,7 +103,7 @@ def test_figure_4_has_standard_deviations_over_numbers_of_modified_facts(folder)
 def test_table_4_chooses_the_radius_on_reported_and_on_heldout_facts(folder):
     parameters = {"mixes": [0.0, 1.0], "free_mixes": [0.0, 2.0], "radii": [0.02], "wider": [0.2], "num_modified": 4, "heldout_seeds": [0], **TINY, **POSITIONS}
     csv, text, record = run("table_4", folder, **parameters)
-    assert list(csv) == ["chosen_on", "constraint", "method", "position", "blocks", "radius", *with_errors(CHOSEN)]
+    assert list(csv) == ["evidences", "chosen_on", "constraint", "method", "position", "blocks", "radius", *with_errors(CHOSEN)]
     assert csv["chosen_on"].tolist() == ["reported"] * 4 + ["held out"] * 4 + ["no choice"] * 4
     assert csv["method"].tolist() == ["FTM", "FTM", "FTA", "FTA"] * 2 + ["FTM", "FTM", "FTA, 2 for each", "FTA, 2 for each"]
     assert (csv["runs"] == 2).all()
@@ -117,7 +144,7 @@ def test_table_2_chooses_blocks_along_with_the_radius_and_shows_what_was_not_run
     parameters = {"models": {"tiny": "BERT-Base"}, "positions": {"tiny": {"0": "first", "1": "last"}}, "settings": settings, "num_modified": 4}
     parameters |= {"heldout_seeds": [0]} | {name: value for name, value in TINY.items() if name != "model"}
     csv, text, record = run("table_2", folder, **parameters)
-    assert list(csv) == ["chosen_on", "model", "start", "method", "position", "blocks", "radius", *with_errors(CHOSEN)]
+    assert list(csv) == ["chosen_on", "evidences", "model", "start", "method", "position", "blocks", "radius", *with_errors(CHOSEN)]
     assert csv["chosen_on"].tolist() == ["reported"] * 2 + ["held out"] * 2 and csv["method"].tolist() == ["FTM", "FTA"] * 2
     assert_whole("table_2", folder, record, parameters)
     rows = load_rows("table_2", folder, **parameters)
