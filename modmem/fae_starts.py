@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
-from .checkpoint import Checkpoint
+from .checkpoint import make_once
 from .fae import FactsAsExperts
 from .fae_training import FaeRecipe, load_fae, save_fae, train_fae
-from .files import exclusively
 from .masked_lm import MaskedLM, hash_weights
 from .starts import Data, Places, Start, find_start, hash_settings, load_benchmark, load_pretrained
 
@@ -46,12 +45,7 @@ def find_fae(
     encoder = load_pretrained(start.model, places)
     benchmark, data_hash = load_benchmark(start.data, start.model, places)
     hashes = {"pretrained_hash": hash_weights(encoder)}
-    unfinished = Checkpoint(places.cache / f"{folder.name}.unfinished.safetensors", start.settings | hashes | {"data_hash": data_hash})
-    with exclusively(places.cache / "locks" / folder.name):
-        if not folder.is_dir():
-            fae, _ = train_fae(encoder, benchmark, start.recipe, unfinished)
-            save_fae(fae, folder)
-    unfinished.path.unlink(missing_ok=True)
+    make_once(folder, start.settings, hashes | {"data_hash": data_hash}, lambda unfinished: train_fae(encoder, benchmark, start.recipe, unfinished)[0], save_fae)
     fae = load_fae(folder, places.device)
     return fae, hashes | {"start_hash": hash_weights(fae)}
 

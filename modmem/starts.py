@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .batches import keep_answerable
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, make_once
 from .facts import Benchmark
-from .files import DataError, check_choice, check_whole, exclusively, write_atomically, write_folder_atomically
+from .files import DataError, check_choice, check_whole, exclusively, write_atomically
 from .finetuning import FinetuningConfig, finetune
 from .masked_lm import SYNTHETIC, MaskedLM, hash_weights, load_masked_lm, save_masked_lm
 from .modification import answered_facts
@@ -170,18 +170,6 @@ class Start:
         "The hash of the settings: a folder's name."
         return hash_settings(self.settings)
 
-# %% ../nbs/5_experiments/00_starts.ipynb #make-once
-def _make_once(folder: Path, settings: dict, make: Callable[[], tuple[MaskedLM, dict]]) -> dict:
-    "Make a model's folder unless it is there with its weights; its record: settings, hash of the weights, and what `make` adds."
-    with exclusively(folder.parent / "locks" / folder.name):
-        if not (folder / "model.safetensors").is_file():
-            masked_lm, more = make()
-            record = {"settings": settings, "weights": hash_weights(masked_lm), **more}
-            with write_folder_atomically(folder, marker="start.json") as temporary:
-                save_masked_lm(masked_lm, temporary)
-                (temporary / "start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return json.loads((folder / "start.json").read_text(encoding="utf-8"))
-
 # %% ../nbs/5_experiments/00_starts.ipynb #load-pretrained
 @lru_cache(maxsize=2)
 def load_pretrained(
@@ -196,11 +184,8 @@ def load_pretrained(
         if hash_settings(json.loads((shipped / "recipe.json").read_text(encoding="utf-8"))["recipe"]) == hash_settings(asdict(recipe)):
             return load_masked_lm(shipped, places.device)
     start = Start(model, "pretrained")
-    folder = places.cache / start.key
-    unfinished = places.cache / f"{start.key}.unfinished.safetensors"
-    _make_once(folder, start.settings, lambda: (build_world_model(recipe, unfinished), {}))
-    unfinished.unlink(missing_ok=True)
-    return load_masked_lm(folder, places.device)
+    make_once(places.cache / start.key, start.settings, {}, lambda unfinished: build_world_model(recipe, unfinished.path), save_masked_lm)
+    return load_masked_lm(places.cache / start.key, places.device)
 
 
 @lru_cache(maxsize=2)
@@ -224,15 +209,13 @@ def find_start(
     hashes = {"pretrained_hash": hash_weights(pretrained)}
     found = pretrained if start.kind == "pretrained" else reinitialize(pretrained) if start.kind == "RI" else None
     if found is None:
-        folder = places.cache / start.key
         benchmark, data_hash = load_benchmark(start.data, start.model, places)
-        made_of = hashes | {"data_hash": data_hash}
-        unfinished = Checkpoint(places.cache / f"{start.key}.unfinished.safetensors", made_of | start.settings)
-        record = _make_once(folder, start.settings, lambda: (finetune(pretrained, benchmark.train, start.finetuning, checkpoint=unfinished)[0], made_of))
-        unfinished.path.unlink(missing_ok=True)
-        if record["data_hash"] != data_hash:
-            raise DataError(f"was made from other data, {record['data_hash'][:12]} and not {data_hash[:12]}; remove it to make it again", folder)
-        found = load_masked_lm(folder, places.device)
+
+        def make(unfinished: Checkpoint) -> MaskedLM:
+            return finetune(pretrained, benchmark.train, start.finetuning, checkpoint=unfinished)[0]
+
+        make_once(places.cache / start.key, start.settings, hashes | {"data_hash": data_hash}, make, save_masked_lm)
+        found = load_masked_lm(places.cache / start.key, places.device)
     return found, hashes | {"start_hash": hash_weights(found)}
 
 # %% ../nbs/5_experiments/00_starts.ipynb #find-answered

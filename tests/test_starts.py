@@ -14,13 +14,13 @@ from tiny_models import same_weights, tiny_bert
 
 import modmem.fae_training
 import modmem.finetuning
-from modmem import fae_starts, starts
-from modmem.checkpoint import Checkpoint
+from modmem import checkpoint, starts
+from modmem.checkpoint import Checkpoint, make_once
 from modmem.editor import hash_weights
 from modmem.facts import Benchmark
 from modmem.files import DataError
 from modmem.finetuning import FinetuningConfig
-from modmem.masked_lm import SYNTHETIC, save_masked_lm
+from modmem.masked_lm import SYNTHETIC, load_masked_lm, save_masked_lm
 from modmem.pretraining import reinitialize
 from modmem.files import exclusively
 from modmem.fae import FaeConfig
@@ -148,7 +148,7 @@ def test_ft_is_made_once_and_found_by_the_next_process(places, count):
     second, again = find_start(FT, places)
     assert len(trained) == 1 and hashes == again and same_weights(first, second) and first is not second
     record = json.loads((places.cache / FT.key / "start.json").read_text())
-    assert record["weights"] == hashes["start_hash"] == hash_weights(second) != hashes["pretrained_hash"] == record["pretrained_hash"]
+    assert hashes["start_hash"] == hash_weights(second) != hashes["pretrained_hash"] == record["pretrained_hash"]
     assert record["settings"] == json.loads(json.dumps(FT.settings))
     find_start(replace(FT, finetuning=replace(TRAINING, seed=1)), places)
     assert len(trained) == 2
@@ -175,13 +175,6 @@ def test_a_process_loads_a_model_once(places):
     assert find_start(FT, places)[0] is find_start(FT, places)[0]
 
 
-def test_a_checkpoint_from_other_data_is_refused(places, monkeypatch):
-    find_start(FT, places)
-    forget()
-    whole = starts._load_data(DATA, places)
-    monkeypatch.setattr(starts, "_load_data", lambda data, places: Benchmark(whole.facts, whole.train[1:], whole.test))
-    with pytest.raises(DataError, match=f"{FT.key}: was made from other data"):
-        find_start(FT, places)
 
 
 def test_ft_that_diverges_is_an_error_and_is_not_kept(places, monkeypatch):
@@ -210,15 +203,37 @@ def count_losses(monkeypatch, module, name, stop=None):
     return asked
 
 
+def other_data(places, monkeypatch):
+    "The benchmark lacks a sentence."
+    whole = starts._load_data(DATA, places)
+    monkeypatch.setattr(starts, "_load_data", lambda data, places: Benchmark(whole.facts, whole.train[1:], whole.test))
+    return places
+
+
+def other_weights(places, monkeypatch):
+    "The encoder was made anew, under its old name."
+    save_masked_lm(tiny_bert(seed=2), places.cache / "anew")
+    return replace(places, models={"mine": str(places.cache / "anew")})
+
+
 FAE = FaeStart("mine", DATA, FaeRecipe(FaeConfig(first_blocks=1, entity_size=8, relation_size=8, key_size=8, top_entities=4), finetuning=FinetuningConfig(steps=4, batch_size=8)))
 
 
+@pytest.mark.parametrize(("start", "find"), [(FT, find_start), (FAE, find_fae)])
+@pytest.mark.parametrize(("change", "told"), [(other_data, "other data"), (other_weights, "another pretrained model")])
+def test_a_model_made_of_something_else_is_refused(places, monkeypatch, start, find, change, told):
+    find(start, places)
+    forget()
+    with pytest.raises(DataError, match=f"{hash_settings(start.settings)}: was made from {told}, [0-9a-f]{{12}} and not [0-9a-f]{{12}}; remove it"):
+        find(start, change(places, monkeypatch))
+
+
 @pytest.mark.parametrize(
-    ("module", "start", "loss", "found_by"),
-    [(starts, replace(FT, finetuning=replace(TRAINING, steps=4)), (modmem.finetuning, "part_losses"), find_start), (fae_starts, FAE, (modmem.fae_training, "fae_loss"), find_fae)],
+    ("start", "loss", "found_by"),
+    [(replace(FT, finetuning=replace(TRAINING, steps=4)), (modmem.finetuning, "part_losses"), find_start), (FAE, (modmem.fae_training, "fae_loss"), find_fae)],
 )
-def test_ft_that_was_interrupted_goes_on_to_the_same_weights(places, tmp_path, monkeypatch, module, start, loss, found_by):
-    monkeypatch.setattr(module, "Checkpoint", partial(Checkpoint, every=2))
+def test_ft_that_was_interrupted_goes_on_to_the_same_weights(places, tmp_path, monkeypatch, start, loss, found_by):
+    monkeypatch.setattr(checkpoint, "Checkpoint", partial(Checkpoint, every=2))
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         count_losses(patch, *loss, stop=3)
         found_by(start, places)
@@ -233,13 +248,12 @@ def test_ft_that_was_interrupted_goes_on_to_the_same_weights(places, tmp_path, m
 
 
 def test_ft_that_was_interrupted_does_not_go_on_with_other_data(places, monkeypatch):
-    monkeypatch.setattr(starts, "Checkpoint", partial(Checkpoint, every=1))
+    monkeypatch.setattr(checkpoint, "Checkpoint", partial(Checkpoint, every=1))
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         count_losses(patch, modmem.finetuning, "part_losses", stop=1)
         find_start(FT, places)
     forget()
-    whole = starts._load_data(DATA, places)
-    monkeypatch.setattr(starts, "_load_data", lambda data, places: Benchmark(whole.facts, whole.train[1:], whole.test))
+    other_data(places, monkeypatch)
     with pytest.raises(DataError, match="unfinished.safetensors: a run with other settings"):
         find_start(FT, places)
 
@@ -325,25 +339,22 @@ def test_nobody_shares_a_lock_while_its_file_comes_and_goes(tmp_path):
 def test_two_that_need_one_model_get_one(tmp_path):
     made, model = [], tiny_bert()
 
-    def make():
+    def make(unfinished):
         made.append(1)
         time.sleep(0.1)
-        return model, {}
+        return model
 
-    records = []
-    threads = [threading.Thread(target=lambda: records.append(starts._make_once(tmp_path / "model", {"a": 1}, make))) for _ in range(2)]
+    threads = [threading.Thread(target=make_once, args=(tmp_path / "model", {"a": 1}, {}, make, save_masked_lm)) for _ in range(2)]
     _ = [thread.start() for thread in threads], [thread.join() for thread in threads]
-    assert len(made) == 1
-    assert records == 2 * [{"settings": {"a": 1}, "weights": hash_weights(model)}]
+    assert len(made) == 1 and same_weights(load_masked_lm(tmp_path / "model"), model)
     assert {path.name for path in tmp_path.iterdir()} == {"locks", "model"}
 
 
-def test_a_model_that_could_not_be_saved_leaves_nothing(tmp_path, monkeypatch):
+def test_a_model_that_could_not_be_saved_leaves_nothing(tmp_path):
     def fail(masked_lm, directory):
         (directory / "config.json").write_text("{}")
         raise OSError("disk full")
 
-    monkeypatch.setattr(starts, "save_masked_lm", fail)
     with pytest.raises(OSError, match="disk full"):
-        starts._make_once(tmp_path / "model", {}, lambda: (tiny_bert(), {}))
+        make_once(tmp_path / "model", {}, {}, lambda unfinished: tiny_bert(), fail)
     assert [path.name for path in tmp_path.iterdir()] == ["locks"]
