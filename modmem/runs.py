@@ -84,14 +84,17 @@ def _find_supported(benchmark: Benchmark, least: int) -> frozenset[str]:
 
 @lru_cache(maxsize=2)
 def _draw(sample: Sample, model: str, places: Places) -> ModifiedBenchmark:
-    "Draw the modified facts of a row."
+    "Draw the modified facts of a row; held-out ones are measured on held-out facts."
     benchmark, _ = load_benchmark(sample.data, model, places)
     drawn_from_all = sample.drawn_from == "all"
     allowed = {fact.id for fact in benchmark.facts} if drawn_from_all else find_answered(sample.data, model, places)
     allowed = {fact_id for fact_id in allowed if is_heldout(fact_id) == (sample.facts == "heldout")}
     if sample.min_evidences is not None:
         allowed &= _find_supported(benchmark, sample.min_evidences)
-    return sample_modifications(benchmark, sample.num_modified, sample.seed, "answered", sample.object_frequency, answered_by=allowed)
+    modified = sample_modifications(benchmark, sample.num_modified, sample.seed, "answered", sample.object_frequency, answered_by=allowed)
+    if sample.facts == "reported":
+        return modified
+    return replace(modified, unmodified_test=tuple(question for question in modified.unmodified_test if is_heldout(question.fact.id)))
 
 # %% ../nbs/5_experiments/02_runs.ipynb #uniform
 @dataclass(frozen=True)
@@ -230,6 +233,9 @@ def _measure_lost(accuracy: EditAccuracy, before: list[bool]) -> dict[str, float
     return {name: 100 * float((~unmodified["correct"][which].astype(bool)).mean()) for name, which in parts.items()}
 
 # %% ../nbs/5_experiments/02_runs.ipynb #compute-row
+_REPORTED = ("unmodified_accuracy", "unmodified_accuracy_by_fact", "unmodified_accuracy_reported", "average_accuracy")  # of all facts, or of those that choose nothing
+
+
 def compute_row(
     run: Run,
     places: Places,
@@ -237,19 +243,22 @@ def compute_row(
     "Modify the facts of a run and measure what that did."
     model, hashes = find_model(run.start, places)
     modified, method = _draw(run.sample, run.start.model, places), METHODS[type(run.method)]
-    known, knew = _answered_before(run.start, run.sample.data, places), _answers(model, modified.modified_test)
-    before = [known[question.fact.id, question.text] for question in modified.unmodified_test]
+    knew = _answers(model, modified.modified_test)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         trial = run_trial(model, modified, run.method, method)
+    told = trial.row | _split_unmodified(trial.accuracy)
+    if run.sample.facts == "heldout":
+        told = {name: value for name, value in told.items() if name not in _REPORTED}
+    else:
+        known = _answered_before(run.start, run.sample.data, places)
+        before = [known[question.fact.id, question.text] for question in modified.unmodified_test]
+        told |= {"unmodified_accuracy_before": 100 * sum(before) / len(before), **_measure_lost(trial.accuracy, before)}
+        told |= method.describe(trial.accuracy, before, modified)
     return {
         **run.settings,
-        **trial.row,
-        **_split_unmodified(trial.accuracy),
-        **_measure_lost(trial.accuracy, before),
-        **method.describe(trial.accuracy, before, modified),
+        **told,
         "modified_accuracy_before": 100 * sum(knew) / len(knew),
-        "unmodified_accuracy_before": 100 * sum(before) / len(before),
         "majority_share": modified.majority_share,
         "warning": "; ".join(dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)),
         **hashes,

@@ -13,8 +13,8 @@ from modmem import runs
 from modmem.blocks import select_parameters
 from modmem.constraints import PenalizedConfig
 from modmem.artefacts import choose_artefacts, list_runs, parameter_file
-from modmem.editor import ModificationConfig
-from modmem.evaluation import EditAccuracy, list_questions
+from modmem.editor import ModificationConfig, modify_facts
+from modmem.evaluation import EditAccuracy, evaluate, list_questions
 from modmem.fae_editing import FaeEditConfig
 from modmem.fae_training import evaluate_fae
 from modmem.finetuning import FinetuningConfig, finetune
@@ -236,6 +236,26 @@ def test_facts_to_choose_by_are_never_modified_in_a_reported_row_and_are_measure
     parts = held * 100 + (92 - held) * measured["unmodified_accuracy_reported"]
     assert parts / 92 == pytest.approx(measured["unmodified_accuracy"]) and 30 < measured["unmodified_accuracy_reported"] < 70
     assert 0.1 < held / len(benchmark) < 2 * HELDOUT_SHARE
+
+
+def test_a_row_that_only_chooses_asks_the_held_out_facts_and_nothing_else(places, monkeypatch):
+    run, asked = make_run(**SHORT, facts="heldout", seed=1), []
+    method = METHODS[type(run.method)]
+
+    def measure(edited, modified):
+        asked.extend(modified.unmodified_test)
+        return method.measure(edited, modified)
+
+    monkeypatch.setitem(METHODS, type(run.method), replace(method, measure=measure))
+    row = compute_row(run, places)
+    allowed = {fact.id for fact in WORLD.facts if is_heldout(fact.id)}
+    whole = sample_modifications(WORLD, 4, 1, "answered", answered_by=allowed)
+    assert {question.fact.id for question in asked} == allowed - {fact.id for fact in whole.modified_facts}
+    edited = modify_facts(tiny_bert(), whole, run.method).apply_to_copy(tiny_bert())
+    accuracy = evaluate(edited, whole)
+    assert row["modified_accuracy"] == accuracy.modified
+    assert row["unmodified_accuracy_heldout"] == runs._split_unmodified(accuracy)["unmodified_accuracy_heldout"]
+    assert [name for name in row if "unmodified_accuracy" in name or name.startswith(("lost", "average_"))] == ["unmodified_accuracy_heldout"]
 
 
 def test_facts_may_be_drawn_among_those_with_enough_evidence(places, monkeypatch):
