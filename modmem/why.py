@@ -58,6 +58,8 @@ def find_rows(
     rows: pd.DataFrame,  # the artefact's
 ) -> pd.DataFrame:  # those with the settings that the line names
     "Find the rows of a line."
+    if "evidences" in line and "min_evidences" in rows:  # a table's name for it, with 0 where none are asked for
+        rows = rows[rows["min_evidences"].fillna(0).map(_write) == _write(line["evidences"])]
     for name in [name for name in list_columns() if name in line and name in rows]:
         texts, cell = rows[name].map(_write), _write(line[name])
         if cell and (texts == cell).any():
@@ -122,7 +124,11 @@ def read_artefact(
         raise DataError("no such file", path)
     record = path.with_suffix(".json")
     text = record.read_text(encoding="utf-8").replace('"Infinity"', "Infinity") if record.is_file() else "{}"
-    return pd.read_csv(path, dtype=str, keep_default_na=False), json.loads(text)
+    table, record = pd.read_csv(path, dtype=str, keep_default_na=False), json.loads(text)
+    positions = record.get("parameters", {}).get("positions")
+    if isinstance(positions, dict) and "position" in table and "blocks" not in table:  # a parameter tells which blocks these are
+        table["blocks"] = table["position"].map({position: block for block, position in positions.items()}).fillna("")
+    return table, record
 
 
 def explain_line(

@@ -9,7 +9,7 @@ from mini_notebooks import here, notebooks  # noqa: F401
 
 from modmem import cli
 from modmem.artefacts import choose_artefacts, list_runs
-from modmem.why import check_mean, explain_line, find_lines, find_rows, narrow_parameters, write_command
+from modmem.why import check_mean, explain_line, find_lines, find_rows, narrow_parameters, read_artefact, write_command
 
 TABLE = pd.DataFrame([
     {"start": start, "method": "FT+FTM", "blocks": block, "position": position, "modified_accuracy": accuracy, "radius": "inf"}
@@ -36,10 +36,25 @@ def test_rows_have_the_settings_that_the_line_names_in_words_of_theirs():
     assert check_mean(TABLE.loc[1], rows) and not check_mean(TABLE.loc[0], rows)
 
 
+def test_a_line_of_facts_with_many_evidences_has_other_rows_than_one_of_any_facts():
+    many = ROWS.assign(key="9" + ROWS["key"], min_evidences=9.0)
+    rows = pd.concat([ROWS, many])  # none is missing, not 0
+    found = {least: find_rows(pd.concat([TABLE.loc[1], pd.Series(named)]), rows)["key"].tolist() for least, named in ((None, {}), ("0", {"evidences": "0"}), ("9", {"evidences": "9"}))}
+    assert found["0"] == ["FT30", "FT31", "FT30"] and found["9"] == ["9FT30", "9FT31", "9FT30"] and found[None] == found["0"] + found["9"]
+
+
 def test_what_all_rows_have_in_common_is_told_apart_from_what_each_has():
     told = explain_line(TABLE.loc[1], ROWS)
     assert told["seeds"] == [0, 1] and told["hashes"] == {"start_hash": "ft"} and told["mean_agrees"]
     assert told["settings"]["blocks"] == "3" and set(told["rows"][0]) == {"key", "seed", "facts", "modified_accuracy"}
+
+
+def test_blocks_that_a_table_knows_by_their_position_only_are_read_from_its_parameters(tmp_path):
+    TABLE.drop(columns="blocks").to_csv(tmp_path / "when.csv", index=False)
+    (tmp_path / "when.json").write_text(json.dumps({"parameters": {"positions": {"0": "first", "3": "last"}}}), encoding="utf-8")
+    table, _ = read_artefact(tmp_path, "when")
+    assert table["blocks"].tolist() == TABLE["blocks"].tolist()
+    assert find_rows(table.loc[1], ROWS)["key"].tolist() == ["FT30", "FT31", "FT30"]
 
 
 def test_parameters_are_shortened_as_long_as_the_rows_are_asked_for():
