@@ -70,7 +70,7 @@ RADII = {"radii": {"0": [0.02]}, "model": "tiny", "start": "FT"}
     [
         ("table_2", {"models": {"tiny": "BERT-Base"}, "positions": {"tiny": {"0": "first"}}, "settings": [{**RADII, "method": "FTM"}, {**RADII, "method": "FTM", "min_evidences": 9}]}),
         ("table_3", {"min_evidences": [0, 9], "starts": ["FT"], "blocks": [0], "positions": ["first"]}),
-        ("table_4", {"min_evidences": [0, 9], "blocks": [0], "positions": ["first"], "mixes": [0.0], "free_mixes": [0.0], "radii": [0.02]}),
+        ("table_4", {"min_evidences": [0, 9], "blocks": [0], "positions": ["first"], "mixes": [0.0], "free_mixes": [0.0], "radii": {"0": [0.02]}}),
     ],
 )
 def test_tables_2_to_4_come_once_for_each_choice_of_facts(folder, name, parameters):
@@ -101,7 +101,7 @@ def test_figure_4_has_standard_deviations_over_numbers_of_modified_facts(folder)
 
 
 def test_table_4_chooses_the_radius_on_reported_and_on_heldout_facts(folder):
-    parameters = {"mixes": [0.0, 1.0], "free_mixes": [0.0, 2.0], "radii": [0.02], "wider": [0.2], "num_modified": 4, "heldout_seeds": [0], **TINY, **POSITIONS}
+    parameters = {"mixes": [0.0, 1.0], "free_mixes": [0.0, 2.0], "radii": {"0": [0.02], "1": [0.02]}, "wider": [0.2], "num_modified": 4, "heldout_seeds": [0], **TINY, **POSITIONS}
     csv, text, record = run("table_4", folder, **parameters)
     assert list(csv) == ["evidences", "chosen_on", "constraint", "method", "position", "blocks", "radius", *with_errors(CHOSEN)]
     assert csv["chosen_on"].tolist() == ["reported"] * 4 + ["held out"] * 4 + ["no choice"] * 4
