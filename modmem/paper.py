@@ -121,7 +121,7 @@ def list_failed(
     apart = [name for name in list_columns() if name in rows and rows[name].astype(str).nunique() > 1]
     return rows.loc[rows["status"] == "failed", [*apart, "error"]]
 
-# %% ../nbs/5_experiments/10_paper.ipynb #list-cuts
+# %% ../nbs/5_experiments/10_paper.ipynb #list-edges
 _SAID = {"num_modified": "|M| = {}", "blocks": "blocks {}", "evidences": "{} evidences or more"}  # of settings that need words
 
 
@@ -137,7 +137,7 @@ def _list_edges(chosen: pd.DataFrame) -> list[str]:
         edges.setdefault(", ".join([*where, f"{line['radius']:g}"]), []).append(line.get("chosen_on", ""))
     return [f"{edge} ({' and '.join(ways)})" if any(ways) else edge for edge, ways in edges.items()]
 
-
+# %% ../nbs/5_experiments/10_paper.ipynb #list-cuts
 def list_cuts(
     paper: Paper, rows: pd.DataFrame,
     own: Mapping[str, bool] = {},  # the notebook's own sentences, and whether they are true

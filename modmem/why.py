@@ -130,7 +130,7 @@ def read_artefact(
         table["blocks"] = table["position"].map({position: block for block, position in positions.items()}).fillna("")
     return table, record
 
-
+# %% ../nbs/5_experiments/13_why.ipynb #explain-line
 def explain_line(
     line: pd.Series, rows: pd.DataFrame,  # the artefact's
 ) -> dict:  # plain data: line, seeds, settings, hashes, mean_agrees, rows

@@ -196,7 +196,7 @@ def test_what_is_said_of_the_rows_of_real_facts_is_so():
     assert set(rows.loc[rows["facts"] == "reported", "learning_rate"].dropna()) == {best.idxmax()}
     both = pd.read_csv(TOP / "figures" / "small" / "float32.csv").merge(rows, on="key", suffixes=("", "_rounded"))
     assert len(both) == 12 and (both["modified_accuracy"] == both["modified_accuracy_rounded"]).all()
-    assert f"at most {(both['unmodified_accuracy'] - both['unmodified_accuracy_rounded']).abs().max():.2f} points of A_F" in said
+    assert f"at most {(both['unmodified_accuracy_heldout'] - both['unmodified_accuracy_heldout_rounded']).abs().max():.2f} points of A_F" in said
     for record in (TOP / "figures" / "small").glob("[ft]*_[0-9].json"):
         assert json.loads(record.read_text(encoding="utf-8"))["device"] == " ".join(set(rows["device"]))
 
