@@ -90,7 +90,7 @@ def test_the_radius_is_chosen_honestly_as_in_the_paper_and_by_an_oracle(folder):
     csv, text, record = run("radius_choice", folder, **parameters)
     rows = load_rows("radius_choice", folder, **parameters)
     assert csv["position"].tolist() == ["first", "last", "chosen too"] and (csv["runs"] == 2).all()
-    reported = rows[rows["facts"] == "reported"].set_index(["blocks", "radius", "seed"])["average_accuracy"]
+    reported = rows[rows["facts"] == "reported"].set_index(["blocks", "radius", "seed"])["average_accuracy"].sort_index()
     judges = rows[rows["facts"] == "heldout"].set_index(["blocks", "radius"])
     judges = (judges["modified_accuracy"] + judges["unmodified_accuracy_heldout"]) / 2
     choosers = {"0": judges.loc[["0"]], "1": judges.loc[["1"]], "any": judges}
