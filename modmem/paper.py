@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
@@ -191,6 +192,6 @@ def save_own_rates(
     shown = compare_published(summary, None, on=by, columns=columns).rename(columns=titles)
     edges = [f"{line['learning_rate']:g} ({', '.join(f'{place} {line[place]}' for place in by)})" for line in pairs[pairs["edge"]].drop_duplicates(by).to_dict("records")]
     own = {f"chosen learning rates at the edge of those tried: {'; '.join(edges)}": len(edges) > 0}
-    tried = ", ".join(f"{one:g}" for one in sorted([rate, *paper.parameters["free_learning_rates"]]))
+    tried = ", ".join(np.format_float_positional(one, trim="-") for one in sorted([rate, *paper.parameters["free_learning_rates"]]))
     caption = f"Without a constraint, at the best of the learning rates {tried} on held-out facts; beside it the ball of {paper.name}.md that they choose, at {rate:g}."
     return paper.save(rows, summary, shown, caption, list_cuts(paper, rows, own, **cuts), name=name)
