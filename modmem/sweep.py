@@ -65,10 +65,10 @@ def _versions(places: Places) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _quietly(threads: int) -> Iterator[None]:
-    "Compute with so many torch threads, one thing at a time in a process, and without the bars of training."
+def _alone(threads: int) -> Iterator[None]:
+    "Compute with so many torch threads, one thing at a time in a process."
     before = torch.get_num_threads()
-    with _ONE_AT_A_TIME, contextlib.redirect_stderr(io.StringIO()):
+    with _ONE_AT_A_TIME:
         torch.set_num_threads(threads)
         try:
             yield
@@ -126,7 +126,7 @@ def _settle(run: Run, places: Places, row_timeout: float | None) -> dict:
     began, row, status = time.perf_counter(), run.settings, {"status": "done", "error": ""}
     _forget_peak(places.device)
     try:
-        with _quietly(places.threads), _at_most(row_timeout):
+        with _alone(places.threads), contextlib.redirect_stderr(io.StringIO()), _at_most(row_timeout):
             row = compute_row(run, places)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -203,7 +203,7 @@ _ENGINES = {"local": _locally, "dask": _on_dask}
 # %% ../nbs/5_experiments/04_sweep.ipynb #make-starts
 def _make_start(start: Start | FaeStart, places: Places) -> None:
     "Make a starting point; what fails here will fail in its rows, and be recorded there."
-    with contextlib.suppress(Exception), _quietly(places.threads):
+    with contextlib.suppress(Exception), _alone(places.threads):
         find_model(start, places)
 
 

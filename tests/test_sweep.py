@@ -258,11 +258,18 @@ def test_a_row_finished_by_somebody_else_meanwhile_is_not_computed(invented, tmp
 
 def test_torch_threads_and_standard_error_are_as_they_were(invented, tmp_path):
     stderr, before = sys.stderr, torch.get_num_threads()
-    seen = []
+    seen = {}
+
+    def look(at):
+        seen[at] = (torch.get_num_threads(), sys.stderr is stderr)
+        return {}
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "compute_row", lambda run, places: seen.append((torch.get_num_threads(), sys.stderr is stderr)) or {})
+        patch.setattr(sweep, "find_model", lambda start, places: look("start"))
+        patch.setattr(sweep, "compute_row", lambda run, places: look("row"))
         run_sweep(GRID[:1], tmp_path, Places(tmp_path / "cache", threads=2))
-    assert seen == [(2, False)] and torch.get_num_threads() == before and sys.stderr is stderr
+    assert seen == {"start": (2, True), "row": (2, False)}  # the training of a start tells how far it is
+    assert torch.get_num_threads() == before and sys.stderr is stderr
 
 
 def test_rows_of_one_start_and_one_draw_come_together(invented, tmp_path):
