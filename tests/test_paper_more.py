@@ -72,7 +72,7 @@ def test_constraints_are_matched_at_the_same_accuracy_seed_by_seed(folder, const
 
 
 def test_the_ablation_makes_both_choices_both_ways(folder):
-    parameters = {"radii": [0.2, math.inf], "block": 1, **WORLD}
+    parameters = {"radii": [0.02, math.inf], "block": 1, **WORLD}
     csv, text, record = run("ablation", folder, **parameters)
     rows = load_rows("ablation", folder, **parameters)
     choices = ["radius", "drawn_from", "object_frequency"]

@@ -151,7 +151,8 @@ def test_a_full_disk_stops_a_sweep_in_one_line_and_no_row_is_lost(whole, run, sm
     (disk / "filler").unlink()
     assert run("tradeoff", "--shard", "1/2")[0] == 0
     ours, every = (load_results(**place).drop(columns=[*COSTS]) for place in ({"store": Path("_runs/paper")}, {"rows": whole / "figures" / "synthetic" / "rows.csv"}))
-    pd.testing.assert_frame_equal(ours, every[every["key"].isin(ours["key"])].reset_index(drop=True))
+    every = every[every["key"].isin(ours["key"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, every.dropna(axis=1, how="all"))  # what only other rows measure, such as half of a change that answers nothing
 
 
 @pytest.mark.slow
