@@ -355,7 +355,7 @@ def test_dask_computes_the_same_rows_though_a_worker_is_killed(places, expected,
     try:
         start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0")
         first, _ = [start("distributed.cli.dask_worker", "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny") for _ in range(2)]
-        while not file.exists():
+        while not file.exists() or not file.read_text().endswith("}"):  # it is there before it is written
             time.sleep(0.05)
         address = json.loads(file.read_text())["address"]
         left = []
