@@ -120,6 +120,12 @@ def test_an_artefact_that_is_made_anew_has_the_same_bytes(whole, run, monkeypatc
     assert stamps("_runs") == rows and contents() == before
 
 
+def assert_among(rows, every):
+    "The rows are those of a larger table, without what only others of it measure, such as half of a change that answers nothing."
+    every = every[every["key"].isin(rows["key"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows, every.dropna(axis=1, how="all"))
+
+
 def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, run, monkeypatch, without_kernel):
     for sign in ("_runs/paper/*.json", "figures/synthetic/rows.csv"):  # during the rows, and during the notebook
         with monkeypatch.context() as patch:
@@ -136,8 +142,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whol
     files, expected = contents(), contents(whole / "figures" / "synthetic")
     assert code == 0 and set(files) == {"tradeoff.csv", "rows.csv", "report.html"}, errors
     assert files["tradeoff.csv"] == expected["tradeoff.csv"]
-    every = results(whole / "figures" / "synthetic")
-    pd.testing.assert_frame_equal(results(), every[every["key"].isin(results()["key"])].reset_index(drop=True))
+    assert_among(results(), results(whole / "figures" / "synthetic"))
 
 
 def test_a_full_disk_stops_a_sweep_in_one_line_and_no_row_is_lost(whole, run, small_disk):
@@ -151,8 +156,7 @@ def test_a_full_disk_stops_a_sweep_in_one_line_and_no_row_is_lost(whole, run, sm
     (disk / "filler").unlink()
     assert run("tradeoff", "--shard", "1/2")[0] == 0
     ours, every = (load_results(**place).drop(columns=[*COSTS]) for place in ({"store": Path("_runs/paper")}, {"rows": whole / "figures" / "synthetic" / "rows.csv"}))
-    every = every[every["key"].isin(ours["key"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(ours, every.dropna(axis=1, how="all"))  # what only other rows measure, such as half of a change that answers nothing
+    assert_among(ours, every)
 
 
 @pytest.mark.slow
