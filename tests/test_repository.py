@@ -201,6 +201,18 @@ def test_what_is_said_of_the_rows_of_real_facts_is_so():
         assert json.loads(record.read_text(encoding="utf-8"))["device"] == " ".join(set(rows["device"]))
 
 
+def test_what_is_said_of_another_processor_is_so():
+    said, kept = (TOP / "figures" / "README.md").read_text(encoding="utf-8"), pd.read_csv(TOP / "figures" / "benchmarks" / "processors.csv")
+    assert f"{len(kept)} rows moved on another processor" in (TOP / "CHANGELOG.md").read_text(encoding="utf-8")
+    columns = ["key", "method", "radius", "modified_accuracy", "unmodified_accuracy"]
+    rows = pd.read_csv(TOP / "figures" / "synthetic" / "rows.csv", usecols=columns)
+    both = rows.merge(kept[kept["results"] == "synthetic"], on="key", suffixes=("", "_again"))
+    modified, unmodified = ((both[name] - both[f"{name}_again"]).abs() for name in columns[3:])
+    assert f"{((modified > 1e-6) | (unmodified > 1e-6)).sum()} of the {len(both)} reported ones in an accuracy" in said
+    edits, bounded = both["method"] == "edit", both["radius"] < float("inf")
+    assert f"by at most {modified[edits & bounded].max():.1f} points of A_M, without one once by {modified[edits & ~bounded].max():.1f}" in said
+
+
 def test_links_lead_somewhere():
     texts = {path: path.read_text(encoding="utf-8") for path in (TOP / "README.md", TOP / "figures" / "README.md")}
     for parameter in NOTEBOOKS:
