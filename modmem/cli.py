@@ -66,6 +66,7 @@ _Dropout = Annotated[float | None, typer.Option("--dropout", min=0.0, max=0.9, m
 _Every = Annotated[int | None, typer.Option("--checkpoint-every", min=1, metavar="N", help="Steps between states that are kept, and measured.")]
 _Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that make batches ahead, for a device that would wait.")]
 _Half = Annotated[bool, typer.Option("--half", help="Save the weights in half precision.")]
+_Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help="Multiply in two bytes a number: faster where the processor has instructions for it.")]
 _MaxLength = Annotated[int | None, typer.Option("--max-length", min=8, metavar="N", help="Tokens of a sentence.")]
 
 # %% ../nbs/6_commands/10_cli.ipynb #pretrain-parts
@@ -100,8 +101,8 @@ def _pretrain(
     output: Option.Folder, synthetic: Option.Synthetic = False,
     corpus: _Corpus = None, init: _Init = None, recipe: _Recipe = None, trex: Option.Trex = None, lenient: Option.Lenient = False,
     steps: Option.Steps = None, batch_size: Option.BatchSize = None, learning_rate: Option.Rate = None,
-    max_length: _MaxLength = None, dropout: _Dropout = None, checkpoint_every: _Every = None, workers: _Workers = 0, half: _Half = False, as_json: Option.Json = False,
-    block_pattern: Option.BlockPattern = None, seed: Option.Seed = 0, device: Option.Device = "cpu",
+    max_length: _MaxLength = None, dropout: _Dropout = None, checkpoint_every: _Every = None, workers: _Workers = 0, half: _Half = False, bfloat16: _Bfloat16 = False,
+    block_pattern: Option.BlockPattern = None, as_json: Option.Json = False, seed: Option.Seed = 0, device: Option.Device = "cpu",
 ) -> None:
     """Pretrain a model by masked language modelling.
 
@@ -114,7 +115,7 @@ def _pretrain(
     require(synthetic or recipe is None, "--recipe goes with --synthetic")
     check_output(output)
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length, "seed": seed}
-    settings |= {"checkpoint_every": checkpoint_every, "dropout": dropout}
+    settings |= {"checkpoint_every": checkpoint_every, "dropout": dropout, "bfloat16": bfloat16 or None}
     settings = {name: value for name, value in settings.items() if value is not None}
     checkpoint = output.absolute().with_name(f"{output.absolute().name}.unfinished.safetensors")
     if synthetic:

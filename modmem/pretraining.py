@@ -5,15 +5,17 @@
 # %% ../nbs/2_data/04_pretraining.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import lzma
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from .batches import EncodedEvidence, MaskedBatch, encode_evidence, make_batch
@@ -108,6 +110,7 @@ class PretrainingConfig:
     dropout: float | None = None  # None: the model's own
     max_length: int = 128  # tokens of a sentence
     pool: int = 32  # batches sorted by length together
+    bfloat16: bool = False  # multiply in two bytes a number
     seed: int = 0
     checkpoint_every: int = 500  # steps
 
@@ -118,6 +121,14 @@ class PretrainingConfig:
             raise ValueError(f"mask_probability must lie between 0 and 1, not {self.mask_probability!r}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a share from 0 to below 1, not {self.dropout!r}")
+
+# %% ../nbs/2_data/04_pretraining.ipynb #bfloat16
+@contextlib.contextmanager
+def _in_bfloat16(device: torch.device) -> Iterator[None]:
+    "Multiply in two bytes a number for a while; on a CPU torch's fused attention is slower in them than the plain one."
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+    with torch.autocast(device.type, torch.bfloat16), plain:
+        yield
 
 # %% ../nbs/2_data/04_pretraining.ipynb #batches
 class _Batches:
@@ -150,6 +161,11 @@ def pretrain(
     first = state.load(trained.model, optimizer) if state else 0
     batches = iter(DataLoader(_Batches(encoded, trained.tokenizer, config), None, sampler=range(first, config.steps), num_workers=workers))
 
+    def compute_loss(step: int) -> torch.Tensor:
+        batch = next(batches).to(trained.device)
+        with _in_bfloat16(trained.device) if config.bfloat16 else contextlib.nullcontext():
+            return slot_loss(trained, batch)
+
     def after_step(done: int) -> None:
         if done % config.checkpoint_every and done != config.steps:
             return
@@ -159,7 +175,6 @@ def pretrain(
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]
     losses = train_steps(
-        trained.model, optimizer, lambda step: slot_loss(trained, next(batches).to(trained.device)), rates,
-        config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining",
+        trained.model, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining",
     )
     return trained, losses

@@ -32,7 +32,7 @@ __all__ = ['RECIPES', 'FT_COLUMN', 'hash_settings', 'Data', 'Places', 'Start', '
            'find_answered']
 
 # %% ../nbs/5_experiments/00_starts.ipynb #hash-settings
-_LATER = {"style": None, "pretrained_share": 0.3, "min_evidences": None, "part": "all"}  # settings that came after the first keys, as they had been
+_LATER = {"style": None, "pretrained_share": 0.3, "min_evidences": None, "part": "all", "bfloat16": False}  # settings that came after the first keys, as they had been
 
 
 def _canonical(value: Any) -> Any:

@@ -465,6 +465,9 @@ def test_pretraining_tells_its_course_and_may_halve_the_weights(run, tmp_path, c
     half, whole = (load_masked_lm(tmp_path / name) for name in ("half", "whole"))
     for ours, theirs in zip(half.model.parameters(), whole.model.parameters()):
         assert ours.dtype is theirs.dtype and ours.equal(theirs.half().float())
+    assert run(*command, "rounded", "--bfloat16")[0] == 0
+    assert [json.loads((tmp_path / name / "pretraining.json").read_text())["config"]["bfloat16"] for name in ("whole", "rounded")] == [False, True]
+    assert (tmp_path / "rounded" / "model.safetensors").read_bytes() != (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["base", "large", "albert", "plain"])

@@ -107,6 +107,14 @@ def test_plain_and_salient_sentences_may_be_mixed(bert):
     assert len(losses) == 2
 
 
+def test_two_bytes_a_number_round_the_products_alone(bert, whole):
+    trained, losses = pretrain(bert, TEXT, replace(CONFIG, bfloat16=True))
+    assert all(0 < abs(ours / theirs - 1) < 0.01 for ours, theirs in zip(losses, whole[1], strict=True))
+    assert {weight.dtype for weight in trained.model.parameters()} == {torch.float32} and not same_weights(trained, whole[0])
+    again, _ = pretrain(bert, TEXT, CONFIG)
+    assert same_weights(again, whole[0])  # nothing is left switched on
+
+
 class Stopped(Exception):
     "Stands for whatever ends a process."
 
@@ -208,6 +216,7 @@ OTHER_RUNS = {
     "seed": {"config": replace(CONFIG, seed=1)},
     "steps": {"config": replace(CONFIG, steps=13)},
     "learning rate": {"config": replace(CONFIG, learning_rate=1e-3)},
+    "two bytes a number": {"config": replace(CONFIG, bfloat16=True)},
     "fewer sentences": {"sentences": TEXT[1:]},
     "other sentences": {"sentences": [*TEXT[1:], "ada speaks aldish ."]},
     "other first weights": {"masked_lm": lambda: tiny_bert(seed=1)},
