@@ -41,7 +41,7 @@ def notebook_path(
 
 
 def parameter_file(
-    scale: str,  # "synthetic" (its full grid), "tiny", "small" or "paper"
+    scale: str,  # "synthetic" (its full grid), "tiny", "minilm", "small" or "paper"
 ) -> Path:
     "Find the parameters of a scale; `DataError` if there are none."
     path = _notebooks() / "paper" / f"{scale}.yaml"

@@ -174,7 +174,7 @@ def _shard_of(text: str) -> tuple[int, int]:
 
 
 _Names = Annotated[list[str], typer.Argument(metavar="[ARTEFACT ...]", help="Such as table_3; none: those of the scale, or all but edit_synthetic, a guide.")]
-_Scale = Annotated[Literal["synthetic", "tiny", "small", "paper"], typer.Option(metavar="NAME", help="synthetic, tiny, small or paper.")]
+_Scale = Annotated[Literal["synthetic", "tiny", "minilm", "small", "paper"], typer.Option(metavar="NAME", help="synthetic, tiny, minilm, small or paper.")]
 _Full = Annotated[bool, typer.Option("--full", help="The full grid of the synthetic scale.")]
 _Output = Annotated[Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for the results; figures/SCALE, in a checkout _runs/figures/SCALE.")]
 _Store = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Folder for rows and for models that are made.")]

@@ -112,7 +112,7 @@ def test_their_quick_rows_are_those_of_other_notebooks_where_they_can_be():
     assert len(keys["constraints"] & keys["norms"]) == 10 and keys["ablation"] & keys["norms"]
 
 
-@pytest.mark.parametrize(("scale", "first_blocks", "size", "steps"), [("paper", 4, 256, 20000), ("small", 2, 128, 2500), ("tiny", 1, 64, 2500)])
+@pytest.mark.parametrize(("scale", "first_blocks", "size", "steps"), [("paper", 4, 256, 20000), ("small", 2, 128, 2500), ("minilm", 2, 128, 2500), ("tiny", 1, 64, 2500)])
 def test_a_scale_has_a_fae_of_its_own_size(scale, first_blocks, size, steps):
     from modmem.artefacts import choose_artefacts, list_runs, parameter_file
 
