@@ -409,7 +409,7 @@ def test_a_dry_run_counts_rows_and_computes_none(whole, run, monkeypatch):
         (["-p", "seeds"], "-p seeds: expected list"),
         (["-p", "learning_rate", "-1"], "table_3: these parameters make no rows: learning_rate must be a number above 0"),
         (["-p", "benchmark", "trex"], "table_3 asks for rows on trex, which needs --trex"),
-        (["--scale", "huge"], "'--scale': 'huge' is not one of 'synthetic', 'tiny', 'small', 'paper'"),
+        (["--scale", "huge"], "'--scale': 'huge' is not one of 'synthetic', 'tiny', 'minilm', 'small', 'paper'"),
         (["--scale", "small", "--full"], "--full goes with --scale synthetic"),
         (["--full"], "synthetic.yaml: no such parameter file"),
         (["--shard", "0/2"], "expected i/n with i from 1 to n, found '0/2'"),
