@@ -92,7 +92,7 @@ _MOST_ENCODED = 1 << 18  # sentences
 class MaskedLM:
     "A masked language model with its tokenizer, and the one forward pass."
 
-    states_budget = 2**29  # bytes for the states that enter one block (`_StatesBelow`)
+    states_budget = 2**31  # bytes at most for the states that enter one block (`_StatesBelow`): real questions, and what a second moment reads
     states_folder = None  # where they are kept in a file; None: in memory
     activations_budget = 3 * 2**27  # bytes that a step of training on a CPU may remember (`part_losses`)
 
