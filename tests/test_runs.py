@@ -121,7 +121,7 @@ def test_a_column_is_a_setting_by_its_name_and_names_are_those_listed():
     assert make_run(blocks=(0, 3)).settings["blocks"] == "[0, 3]" and RUN.settings["blocks"] == "0"
 
 
-COMMITTED = [Path(__file__).parents[1] / "figures" / scale / "rows.csv" for scale in ("synthetic", "small", "tiny")]
+COMMITTED = [Path(__file__).parents[1] / "figures" / scale / "rows.csv" for scale in ("synthetic", "small", "minilm", "tiny")]
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
@@ -136,7 +136,7 @@ def test_the_key_of_a_committed_row_is_that_of_its_settings(path):
     assert rebuilt == rows["key"].tolist()
 
 
-@pytest.mark.parametrize("scale", ["small", "tiny"])
+@pytest.mark.parametrize("scale", ["small", "minilm", "tiny"])
 def test_real_facts_are_drawn_from_their_committed_rows_alone(scale):
     artefacts = [list_runs(artefact) for artefact in choose_artefacts([], file=parameter_file(scale))]
     keys = load_results(rows=COMMITTED[0].parents[1] / scale / "rows.csv")["key"]

@@ -8,7 +8,7 @@ from names import FIGURES, NBS, TOP, Definition, read_notebook
 from notebooks import Book, place_of_file, rewrite
 
 OWN_PAGES = Path(__file__).parent / "pages"
-SCALES = {"synthetic": "the synthetic world", "small": "real T-REx", "tiny": "real T-REx on a CPU", "benchmarks": "costs"}
+SCALES = {"synthetic": "the synthetic world", "small": "real T-REx", "minilm": "real T-REx, MiniLM on a CPU", "tiny": "real T-REx on a CPU", "benchmarks": "costs"}
 
 
 def title_of(path: Path) -> tuple[str, str]:
