@@ -23,10 +23,11 @@ class PackedRows:
         budget: int,  # bytes
         folder: str | Path | None = None,  # for a file that goes with this process; None: in memory
     ):
-        shape = budget // (4 * width), width  # which takes memory, or of a file, as it is written and not before
-        file = None if folder is None else tempfile.TemporaryFile(dir=folder)
-        self._rows = torch.empty(shape) if file is None else torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
-        self._places, self._used = {}, 0
+        self._most, self._used, self._places = budget // (4 * width), 0, {}
+        self._rows = torch.empty(0, width)  # grows: memory that is promised and not used could keep a process from forking
+        if folder is not None:  # a file takes of the disk what is written
+            with tempfile.TemporaryFile(dir=folder) as file:
+                self._rows = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(self._most, width)))
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places
@@ -34,13 +35,15 @@ class PackedRows:
     @property
     def room(self) -> int:
         "How many more rows fit."
-        return len(self._rows) - self._used
+        return self._most - self._used
 
     def add(self, key: Hashable, matrix: torch.Tensor) -> None:
         "Keep a copy of a matrix; there must be room."
-        self._rows[self._used : self._used + len(matrix)] = matrix
-        self._places[key] = (self._used, len(matrix))
-        self._used += len(matrix)
+        start, self._used = self._used, self._used + len(matrix)
+        if self._used > len(self._rows):  # doubled: a row is moved about once in all
+            self._rows.resize_(min(2 * self._used, self._most), self._rows.shape[1])
+        self._rows[start : self._used] = matrix
+        self._places[key] = (start, len(matrix))
 
     def gather(self, keys: Sequence[Hashable]) -> torch.Tensor:  # (B, N, width)
         "Stack kept matrices; shorter ones repeat their last row, which is there to be ignored."

@@ -212,6 +212,14 @@ def test_a_model_takes_its_states_along_when_it_goes():
 # The shelf
 
 
+def test_rows_take_memory_as_they_come_and_not_as_promised():
+    shelf, matrices = PackedRows(3, 2**60), torch.arange(300.0).view(20, 5, 3)  # more than any machine has
+    for name, matrix in enumerate(matrices):
+        shelf.add(name, matrix)
+    assert torch.equal(shelf.gather(range(20)), matrices) and shelf.room == 2**60 // 12 - 100
+    assert len(shelf._rows) <= 2 * 100
+
+
 def test_packed_rows_are_found_again_and_padded_with_their_last():
     shelf, matrices = PackedRows(3, 10 * 12), [torch.randn(length, 3) for length in (4, 1, 5)]
     for key, matrix in enumerate(matrices):
