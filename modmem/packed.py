@@ -24,10 +24,9 @@ class PackedRows:
         folder: str | Path | None = None,  # for a file that goes with this process; None: in memory
     ):
         self._most, self._used, self._places = budget // (4 * width), 0, {}
-        self._rows = torch.empty(0, width)  # grows: memory that is promised and not used could keep a process from forking
-        if folder is not None:  # a file takes of the disk what is written
-            with tempfile.TemporaryFile(dir=folder) as file:
-                self._rows = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(self._most, width)))
+        # Memory grows as rows come: too much of it promised, a process cannot fork. A file takes of the disk what is written.
+        file = None if folder is None else tempfile.TemporaryFile(dir=folder)
+        self._rows = torch.empty(0, width) if file is None else torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(self._most, width)))
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places
