@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import files
 from pathlib import Path
+from urllib.parse import unquote
 
 import jinja2
 import nbformat
@@ -137,7 +138,11 @@ def write_icons(target: Path) -> None:
 
 
 def shrink(site: Path) -> None:
-    "Leave out what no reader sees: the indentation of pages, but for what stands as it is written, and of the notebooks to download; pack the rows."
+    "Leave out what no reader sees: the indentation of pages, but for what stands as it is written, and of the notebooks to download; a report's own pictures, which lie beside it, too; pack the rows."
+    for path in site.rglob("report.html"):
+        drawn = {" ".join(one.read_text(encoding="utf-8").split()): one.name for one in path.parent.glob("*.svg")}
+        text = re.sub(r'"data:image/svg\+xml,([^"]*)"', lambda match: f'"{drawn[unquote(match[1])]}"', path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
     for path in site.rglob("rows.csv"):
         path.with_name("rows.csv.xz").write_bytes(lzma.compress(path.read_bytes()))
         path.unlink()

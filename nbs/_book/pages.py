@@ -164,11 +164,11 @@ def gallery_page(book: Book) -> str:
 
 def report_page(book: Book) -> str:
     "Write the page that shows the reports inside the book."
-    lines = ["# Reports", "", "Each is one file that opens without the book: all artefacts of a scale, the paper's numbers beside ours, and the claims with their verdicts.", ""]
+    lines = ["# Reports", "", "Each is one page, in the project one file that opens without any other: all artefacts of a scale, the paper's numbers beside ours, and the claims with their verdicts.", ""]
     for scale, what in SCALES.items():
         path = FIGURES / scale / "report.html"
         if path.is_file():
-            book.files.add(path)
+            book.files.update([path, *path.parent.glob("*.svg")])
             place = place_of_file(path)
             lines += [f"## {what[0].upper()}{what[1:]}", "", f'<a href="{place}">Open alone</a>', "", f'<iframe class="report" src="{place}" title="Report: {what}" loading="lazy"></iframe>', ""]
     return "\n".join(lines)
