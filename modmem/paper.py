@@ -89,10 +89,11 @@ class Paper:
         steps, batch_size, rate = (self.parameters[f"finetuning_{name}"] for name in ("steps", "batch_size", "learning_rate"))
         return Start(model, kind, self.data, FinetuningConfig(rate, batch_size, steps=steps, pool=16, max_gradient_norm=1.0))
 
-    def fae_start(self, **given) -> FaeStart:
-        "Say from where, of FaE: `model`, and `fae`, its recipe where that is not as usual."
+    def fae_start(self, seed: int, **given) -> FaeStart:
+        "Say from where, of FaE: `model`, `fae`, its recipe where that is not as usual, and which of the `trainings`, in turn over the runs."
         model, settings = _take(("model",), self.parameters, given)["model"], dict(self.parameters.get("fae", {}))
-        shape, training = FaeConfig(**settings.pop("shape", {})), replace(FaeRecipe().finetuning, **settings.pop("finetuning", {}))
+        shape = FaeConfig(**settings.pop("shape", {}))
+        training = replace(FaeRecipe().finetuning, **{"seed": seed % self.parameters["trainings"], **settings.pop("finetuning", {})})
         return FaeStart(model, self.data, FaeRecipe(shape=shape, finetuning=training, **settings))
 
     def edit(self, blocks: int | str, seed: int, radius: float = math.inf, **given) -> ModificationConfig:
