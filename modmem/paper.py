@@ -23,7 +23,7 @@ from .fae import FaeConfig
 from .fae_starts import FaeStart
 from .fae_training import FaeRecipe
 from .figures import save_figure
-from .files import check_choice
+from .files import check_choice, check_whole
 from .finetuning import FinetuningConfig
 from .runs import Run, Sample, list_columns
 from .starts import RECIPES, Data, Places, Start
@@ -92,6 +92,7 @@ class Paper:
     def fae_start(self, seed: int, **given) -> FaeStart:
         "Say from where, of FaE: `model`, `fae`, its recipe where that is not as usual, and which of the `trainings`, in turn over the runs."
         model, settings = _take(("model",), self.parameters, given)["model"], dict(self.parameters.get("fae", {}))
+        check_whole("trainings", self.parameters["trainings"])
         shape = FaeConfig(**settings.pop("shape", {}))
         training = replace(FaeRecipe().finetuning, **{"seed": seed % self.parameters["trainings"], **settings.pop("finetuning", {})})
         return FaeStart(model, self.data, FaeRecipe(shape=shape, finetuning=training, **settings))

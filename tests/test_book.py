@@ -265,6 +265,14 @@ def test_the_site_needs_no_network(site, pages):
 
 
 @pytest.mark.slow
+def test_a_report_shows_the_pictures_that_lie_beside_it(site):
+    for scale in ("synthetic", "small", "minilm", "tiny"):
+        report = site / "figures" / scale / "report.html"
+        shown = re.findall(r'<img[^>]* src="([^"]*)"', report.read_text(encoding="utf-8"))
+        assert shown and all((report.parent / name).is_file() for name in shown)
+
+
+@pytest.mark.slow
 def test_the_site_is_small(site, pages):
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) <= 20e6
     assert max((site / path).stat().st_size for path in pages) <= 400e3

@@ -121,6 +121,19 @@ def test_a_scale_has_a_fae_of_its_own_size(scale, first_blocks, size, steps):
     assert {(start.recipe.shape.first_blocks, start.recipe.shape.entity_size, start.recipe.finetuning.steps) for start in starts} == {(first_blocks, size, steps)}
 
 
+@pytest.mark.parametrize(("trainings", "expected"), [(1, [0, 0, 0]), (2, [0, 1, 0]), (5, [0, 1, 2])])
+def test_the_trainings_of_fae_come_in_turn_over_the_runs(trainings, expected):
+    for name, method in (("table_5", "none"), ("table_2", "AWT")):
+        settings = {"settings": [{"model": "base", "start": "FT", "method": "FaE", "radii": {"AWT": [0.1]}}]} if name == "table_2" else {"groups": ["none"]}
+        runs = [one for one in list_runs(name, trainings=trainings, seeds=[0, 1, 2], heldout_seeds=[0], **settings) if one.sample.facts == "reported"]
+        assert [(one.sample.seed, one.start.recipe.finetuning.seed, one.method.group) for one in runs] == [(seed, training, method) for seed, training in enumerate(expected)]
+
+
+def test_fae_has_at_least_one_training():
+    with pytest.raises(ValueError, match="trainings must be a whole number from 1, not 0"):
+        list_runs("table_5", trainings=0)
+
+
 def test_editors_have_draws_of_one_fact_and_a_table_for_each_start(folder):
     given = {**WORLD, "block": 1, "nums_modified": {"FT": [1, 4], "pretrained": [4]}, "single_draws": {"reported": 3, "heldout": 1}, "heldout_seeds": [0, 1], "heldout_most": 1,
              "strengths": {"FTM": [0.05, 0.2], "LocFT": [0.01]}, "only": {"LocFT": [4]}, "sequence": 4, "in_sequence": {"2": {"FTM": [0.1]}, "4": {"FTM": [0.2]}}, "sequence_seeds": [0]}
