@@ -75,15 +75,14 @@ class _StatesBelow:
         if changes != self._changes:
             self._changes, self._kept = changes, PackedRows(lm.model.config.hidden_size, lm.states_budget, lm.states_folder)
         keys = [tuple(sentence.input_ids) for sentence in encoded]
-        sentences = dict(zip(keys, encoded))
-        new = {key: sentence for key, sentence in sentences.items() if key not in self._kept}
+        if all(key in self._kept for key in keys):
+            return self._kept.gather(keys).to(lm.device)
+        states = {key: self._kept.gather([key])[0].to(lm.device) for key in set(keys) if key in self._kept}
         with in_mode(lm.model, training=False):
-            if sum(map(len, new)) > self._kept.room:
-                states = dict(self._compute(sentences))
-                return nn.utils.rnn.pad_sequence([states[key] for key in keys], batch_first=True)
-            for key, states in self._compute(new):
-                self._kept.add(key, states)
-        return self._kept.gather(keys).to(lm.device)
+            for key, found in self._compute({key: sentence for key, sentence in zip(keys, encoded) if key not in states}):
+                states[key] = found
+                self._kept.add(key, found)
+        return nn.utils.rnn.pad_sequence([states[key] for key in keys], batch_first=True)
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #masked-lm
 _MOST_ENCODED = 1 << 18  # sentences

@@ -15,7 +15,7 @@ import torch
 
 # %% ../nbs/1_method/01_packed.ipynb #packed-rows
 class PackedRows:
-    "Float32 matrices of one width under their keys."
+    "Float32 matrices of one width under their keys, as many as fit."
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class PackedRows:
         budget: int,  # bytes
         folder: str | Path | None = None,  # for a file that goes with this process; None: in memory
     ):
-        self._most, self._used, self._places = budget // (4 * width), 0, {}
+        self._most, self._used, self._refused, self._places = budget // (4 * width), 0, 0, {}
         # Memory grows as rows come: too much of it promised, a process cannot fork. A file takes of the disk what is written.
         file = None if folder is None else tempfile.TemporaryFile(dir=folder)
         self._rows = torch.empty(0, width) if file is None else torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(self._most, width)))
@@ -31,13 +31,13 @@ class PackedRows:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places
 
-    @property
-    def room(self) -> int:
-        "How many more rows fit."
-        return self._most - self._used
-
     def add(self, key: Hashable, matrix: torch.Tensor) -> None:
-        "Keep a copy of a matrix; there must be room."
+        "Keep a copy of a matrix if there is room; with too many refusals, clear the shelf for those that come next."
+        if self._used + len(matrix) > self._most:
+            self._refused += len(matrix)
+            if self._refused > self._most:
+                self._used, self._refused, self._places = 0, 0, {}
+            return
         start, self._used = self._used, self._used + len(matrix)
         if self._used > len(self._rows):  # doubled: a row is moved about once in all
             self._rows.resize_(min(2 * self._used, self._most), self._rows.shape[1])

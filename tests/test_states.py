@@ -216,7 +216,7 @@ def test_rows_take_memory_as_they_come_and_not_as_promised():
     shelf, matrices = PackedRows(3, 2**60), torch.arange(300.0).view(20, 5, 3)  # more than any machine has
     for name, matrix in enumerate(matrices):
         shelf.add(name, matrix)
-    assert torch.equal(shelf.gather(range(20)), matrices) and shelf.room == 2**60 // 12 - 100
+    assert torch.equal(shelf.gather(range(20)), matrices)
     assert len(shelf._rows) <= 2 * 100
 
 
@@ -225,11 +225,41 @@ def test_packed_rows_are_found_again_and_padded_with_their_last():
     for key, matrix in enumerate(matrices):
         assert key not in shelf
         shelf.add(key, matrix)
-    assert shelf.room == 0
+    shelf.add("one more", torch.ones(1, 3))
+    assert "one more" not in shelf
     together = shelf.gather([2, 1, 0, 2])
     assert together.shape == (4, 5, 3)
     for found, matrix in zip(together, (matrices[2], matrices[1], matrices[0], matrices[2])):
         assert torch.equal(found[: len(matrix)], matrix) and torch.equal(found[len(matrix) :], matrix[-1:].expand(5 - len(matrix), 3))
+
+
+def test_a_shelf_is_cleared_when_as_much_was_refused_as_fits():
+    shelf, matrices = PackedRows(3, 10 * 12), torch.arange(120.0).view(10, 4, 3)
+    for key in (0, 1):
+        shelf.add(key, matrices[key])
+    for key in (2, 3):  # eight rows, of ten that fit
+        shelf.add(key, matrices[key])
+        assert [one for one in range(10) if one in shelf] == [0, 1]
+    shelf.add(4, matrices[4])
+    assert not any(key in shelf for key in range(10))
+    for key in (5, 6, 7, 8):
+        shelf.add(key, matrices[key])
+    assert [one for one in range(10) if one in shelf] == [5, 6] and torch.equal(shelf.gather([6, 5]), matrices[[6, 5]])
+
+
+def test_sentences_that_changed_no_longer_keep_others_from_the_shelf(monkeypatch):
+    seen, base = count_embeddings(monkeypatch), tiny_bert()
+    encoded = base.encode(WORLD.test)
+    longest = max(len(sentence) for sentence in encoded)
+    base.states_budget = 16 * longest * 4 * base.model.config.hidden_size
+    copied = shake(base, 2)
+    copied.batch(encoded[:16])
+    for again in range(5):
+        seen.clear()
+        copied.batch(encoded[16:32])
+    assert not seen, "the first sixteen made room"
+    copied.batch(encoded[24:40])
+    assert len(seen) == len({tuple(sentence.input_ids) for sentence in encoded[32:40]}), "what is there is not computed again"
 
 
 # Sentences
