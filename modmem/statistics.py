@@ -7,6 +7,7 @@ __all__ = ['find_interval', 'give_verdict', 'find_p', 'correct_levels', 'count_n
            'gain_over_own_rate']
 
 # %% ../nbs/5_experiments/07_statistics.ipynb #imports
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -93,6 +94,9 @@ def correct_levels(
     return levels, corrected
 
 # %% ../nbs/5_experiments/07_statistics.ipynb #count-needed
+_MOST_SEEDS = 10**7  # beyond, no number would do
+
+
 def count_needed(
     values: Sequence[float],  # one a seed
     kind: str,  # of the claim: "more than" or "within"
@@ -100,10 +104,17 @@ def count_needed(
     groups: Sequence | None = None,  # the checkpoint that each seed edits
 ) -> float:  # seeds; NaN where the values have no spread
     "Count the seeds that a contrast like this needs for a verdict, in four cases of five."
-    mean, error, _ = _estimate(values, groups)
-    distance = abs(mean - _find_margin(values, kind, margin)) if len(values) else np.nan
-    quantiles = stats.norm.isf(level / 2) + stats.norm.isf(0.2)
-    return float(np.ceil(len(values) * (quantiles * error / distance) ** 2)) if distance else np.inf
+    mean, error, freedom = _estimate(values, groups)
+    if np.isnan(error):
+        return np.nan
+    distance, lost = abs(mean - _find_margin(values, kind, margin)), len(values) - freedom
+
+    def do(seeds: int) -> bool:
+        quantiles = stats.t.isf(level / 2, seeds - lost) + stats.t.isf(0.2, seeds - lost)
+        return bool(quantiles * error * np.sqrt(len(values) / seeds) <= distance)
+
+    fewest = bisect_left(range(_MOST_SEEDS), True, lo=lost + 1, key=do)
+    return float(fewest) if fewest < _MOST_SEEDS else np.inf
 
 # %% ../nbs/5_experiments/07_statistics.ipynb #read-off
 def read_off(
