@@ -67,7 +67,7 @@ def _compare_rows(a: pd.DataFrame, b: pd.DataFrame, tolerance: str) -> dict:
         errors = np.fmax(_errors(a, columns, keys), _errors(b, columns, keys))
         moved = pd.DataFrame(apart, keys).groupby(_group(a.loc[keys])).transform("mean").abs().to_numpy()
         units = np.divide(moved, errors, out=np.full(x.shape, math.inf), where=errors > 0)
-        equal = same | (units <= 1 + _NOTHING) | np.isclose(x, y, rtol=_NOTHING, atol=0)
+        equal = same | (units <= 1 + _NOTHING) & (np.isnan(x) == np.isnan(y)) | np.isclose(x, y, rtol=_NOTHING, atol=0)
     equal_rows = equal.all(axis=1) & (a.loc[keys, "status"] == b.loc[keys, "status"]).to_numpy()
     return {"rows": len(keys), "equal": int(equal_rows.sum()), "columns": _list_columns(columns, ~same, apart, units), "reasons": _find_reasons(a, b, keys[~same.all(axis=1)])}
 

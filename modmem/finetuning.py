@@ -202,7 +202,7 @@ class FinetuningConfig:
     batch_size: int = 128  # evidences of a step
     epochs: float | None = None  # passes over the evidence; or
     steps: int | None = None  # optimizer steps
-    unmodified_per_modified: float = 0.0  # FTA: unmodified evidences a step, as a share of batch_size; 1.0 in Table 4
+    unmodified_per_modified: float = 0.0  # FTA: unmodified evidences a step, as a share of batch_size, one at least; 1.0 in Table 4
     warmup: float = 0.1  # share of the steps
     schedule: str = "linear"  # or "constant"
     dropout: float | None = 0.0  # None: the model's own
@@ -313,7 +313,7 @@ def finetune(
     checkpoint: Checkpoint | None = None,  # where to keep the state, and to go on from
 ) -> tuple[MaskedLM, list[float]]:  # the trained copy, which shares the frozen weights; the loss of each step of this call
     "Train a copy of a model to put the objects back into the evidence (Eqs. 1 and 5)."
-    rehearsal = round(config.batch_size * config.unmodified_per_modified)
+    rehearsal = max(1, round(config.batch_size * config.unmodified_per_modified)) if config.unmodified_per_modified else 0
     if rehearsal and not unmodified:
         raise ValueError(f"unmodified_per_modified={config.unmodified_per_modified} needs unmodified evidence, and there is none")
     trained = copy_with_own(masked_lm, parameters)

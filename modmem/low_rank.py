@@ -70,11 +70,11 @@ def modify_low_rank(
     modified_benchmark: ModifiedBenchmark,
     config: LowRankConfig,
 ) -> Edit:
-    "Train a change of low rank on D_M, and merge it."
+    "Train a change of low rank on D_M, or on D_M and D_F\\S (FTA), and merge it."
     chosen = select_parameters(masked_lm, config.blocks, config.part)
     matrices = {name: weight for name, weight in chosen.items() if weight.dim() == 2}
     adapted, factors = _adapt(masked_lm, matrices, config)
-    edited, losses = finetune(adapted, modified_benchmark.modified_train, config.finetuning, parameters=factors)
+    edited, losses = finetune(adapted, modified_benchmark.modified_train, config.finetuning, modified_benchmark.unmodified_train, factors)
     for place, _, leaf in (name.rpartition(".") for name in matrices):
         parametrize.remove_parametrizations(edited.model.get_submodule(place), leaf)
     return make_edit(masked_lm, edited, list(matrices), config, {"steps": len(losses), "final_loss": losses[-1]}, modified_benchmark)

@@ -97,10 +97,12 @@ class MaskedLM:
 
     def __init__(
         self,
-        model: nn.Module,  # of a family in `ARCHITECTURES`, with its masked-LM head
+        model: nn.Module,  # of a family in `ARCHITECTURES`, with its masked-LM head, in float32
         tokenizer,  # its own
         architecture: Architecture | None = None,  # None: that of its family
     ):
+        if others := {weight.dtype for weight in model.parameters()} - {torch.float32}:
+            raise ValueError(f"expected float32 weights, not {min(map(str, others))}: model.float() makes them so")
         self.architecture = architecture or find_architecture(model.config.model_type, model)
         model.set_attn_implementation(self.architecture.attention_code)
         self.model, self.tokenizer = model.eval(), tokenizer

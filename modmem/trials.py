@@ -82,11 +82,14 @@ def select_radius(
     everywhere = {"status": "done", "facts": "reported"}
     rows = rows.assign(**{name: value for name, value in everywhere.items() if name not in rows})
     bounded = rows[(rows["status"] == "done") & np.isfinite(rows[strength].astype(float))]
-    judges = bounded[bounded["facts"] == on]
-    unmodified = judges["unmodified_accuracy" if on == "reported" else "unmodified_accuracy_heldout"]
-    settings = [*by, *also, strength]
-    means = ((judges["modified_accuracy"] + unmodified) / 2).groupby([judges[name] for name in settings]).mean().round(9)  # what differs by rounding ties
-    best = means.dropna().groupby(level=list(range(len(by)))).idxmax()
+    settings, unmodified = [*by, *also, strength], "unmodified_accuracy" if on == "reported" else "unmodified_accuracy_heldout"
+    judges = bounded[bounded["facts"] == on].dropna(subset=["modified_accuracy", unmodified])
+    if "seed" in judges:  # some facts are harder: settings are compared on the draws that all of a group have
+        which = judges.groupby(settings).ngroup()
+        judged, tried = (which.groupby([judges[name] for name in names]).transform("nunique") for names in ([*by, "seed"], by))
+        judges = judges[judged == tried]
+    means = ((judges["modified_accuracy"] + judges[unmodified]) / 2).groupby([judges[name] for name in settings]).mean().round(9)  # what differs by rounding ties
+    best = means.groupby(level=list(range(len(by)))).idxmax()
     reported = bounded[bounded["facts"] == "reported"]
     tried = reported.groupby(settings[:-1])[strength]
     lowest, highest = tried.transform("min"), tried.transform("max")

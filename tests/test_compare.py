@@ -127,3 +127,9 @@ def test_the_command_exits_with_0_or_1_and_names_what_is_no_folder_of_results(re
     assert capsys.readouterr().err == f"modmem: {tmp_path / 'rows.csv'}: no such file\n"
     with pytest.raises(DataError):
         compare_results(tmp_path, a)
+
+
+@pytest.mark.parametrize("tolerance", ["exact", "se"])
+def test_a_number_that_one_folder_lacks_is_a_difference(results, tolerance):
+    a, b = results("a"), results("b", [("0.1-2", "modified_accuracy", float("nan"))])
+    assert not compare_results(a, b, tolerance)["agree"] and not compare_results(b, a, tolerance)["agree"]

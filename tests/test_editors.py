@@ -64,6 +64,11 @@ def test_a_part_is_found_by_exact_name_in_every_family(family):
     assert matrix.shape == (masked_lm.model.config.hidden_size, 64)
 
 
+def test_a_change_of_low_rank_rehearses_unmodified_evidence_if_asked():
+    alone, rehearsed = (modify_low_rank(tiny_bert(), MODIFIED, replace(CONFIGS["LoRA"], finetuning=replace(TRAINING, unmodified_per_modified=share))) for share in (0.0, 1.0))
+    assert alone.record["edited_hash"] != rehearsed.record["edited_hash"]
+
+
 def test_an_edit_of_a_part_changes_nothing_else():
     edit = modify_facts(tiny_bert(), MODIFIED, CONFIGS["LocFT"])
     assert list(edit.bits) == ["bert.encoder.layer.2.output.dense.weight"] and edit.record["config"]["part"] == "ffn_out"

@@ -319,7 +319,7 @@ def test_ftm_sees_the_modified_evidence_with_its_new_objects_only(bert, batches)
         assert sorted(sum(batches[3 * epoch : 3 * epoch + 3], [])) == sorted(encode(bert, MODIFIED.modified_train))
 
 
-@pytest.mark.parametrize(("ratio", "rehearsal"), [(0.5, 4), (1.0, 8), (2.0, 16)])
+@pytest.mark.parametrize(("ratio", "rehearsal"), [(0.01, 1), (0.5, 4), (1.0, 8), (2.0, 16)])
 def test_fta_adds_unmodified_evidence_to_every_step_in_an_order_of_its_own(bert, batches, ratio, rehearsal):
     config = FinetuningConfig(epochs=2, batch_size=8, unmodified_per_modified=ratio)
     finetune(bert, MODIFIED.modified_train, config, unmodified=MODIFIED.unmodified_train)

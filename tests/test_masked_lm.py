@@ -464,3 +464,9 @@ def test_unsayable_facts_are_left_out_with_all_their_evidence(masked_lm):
     kept = keep_answerable(masked_lm.tokenizer, Benchmark(facts, (*evidence, *evidence), tuple(evidence), "three", "answered"), max_pieces=10)
     assert [fact.object for fact in kept.facts] == ["barton"] and (len(kept.train), len(kept.test)) == (2, 1)
     assert (kept.name, kept.drawn_from) == ("three", "answered")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_that_are_not_float32_are_refused_at_once(bert, dtype):
+    with pytest.raises(ValueError, match=f"expected float32 weights, not {dtype}"):
+        MaskedLM(tiny_bert().model.to(dtype), bert.tokenizer)

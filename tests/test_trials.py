@@ -60,9 +60,19 @@ def test_no_constraint_and_rows_that_failed_are_never_chosen():
     assert chosen(make_rows((0.1, math.nan, 40), (0.2, 10, 10))) == [0.2]
 
 
+def test_radii_are_compared_on_the_seeds_that_all_of_a_group_have():
+    easy_and_hard = [(0.1, 82, 82), (0.1, 42, 42), (0.2, 80, 80), (0.2, 40, 40)]
+    rows = make_rows(*easy_and_hard, seed=[0, 1, 0, 1])
+    assert chosen(rows) == [0.1, 0.1]
+    assert chosen(rows.assign(status=["done", "done", "done", "failed"])) == [0.1, 0.1], "80 of the easy draw alone is more than 62 of both"
+    more = make_rows((0.2, 99, 99), seed=2)
+    assert chosen(pd.concat([rows, more])) == [0.1, 0.1], "a third draw of one radius"
+    assert chosen(pd.concat([rows, make_rows((0.2, 99, 99), seed=2, blocks=1)])) == [0.1, 0.1, 0.2], "other groups do not count"
+
+
 def test_each_group_chooses_over_the_mean_of_its_seeds():
     first = make_rows((0.1, 50, 50), (0.1, 70, 50), (0.2, 90, 50), (0.2, 10, 50), seed=[0, 1, 0, 1])
-    rows = pd.concat([first, make_rows((0.1, 0, 0), (0.2, 9, 9), blocks=1)])
+    rows = pd.concat([first, make_rows((0.1, 0, 0), (0.2, 9, 9), blocks=1, seed=0)])
     best = select_radius(rows, ["blocks"])
     assert best[["blocks", "radius"]].drop_duplicates().to_numpy().tolist() == [[0, 0.1], [1, 0.2]] and len(best) == 3
 
