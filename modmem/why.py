@@ -37,12 +37,9 @@ def find_lines(
     "Find the lines of an artefact that have all words of a text."
     wanted = re.findall(r"[\w.+-]+", text.lower())
     columns = {part for name in table for part in re.findall(r"[a-z]+", name.lower())}
-
-    def has_all(line: pd.Series) -> bool:
-        words = {word for name, cell in line.items() for word in _words(name, cell)}
-        return all(word in words or any(column.startswith(word) for column in columns) for word in wanted)
-
-    return table[table.apply(has_all, axis=1).astype(bool)] if len(table) else table
+    said = [{word for name, cell in line.items() for word in _words(name, cell)} for line in table.to_dict("records")]
+    asked = {word for word in wanted if any(word in words for words in said) or not any(column.startswith(word) for column in columns)}
+    return table[[asked <= words for words in said]]
 
 # %% ../nbs/5_experiments/13_why.ipynb #find-rows
 def _write(value: Any) -> str:
@@ -60,11 +57,17 @@ def find_rows(
     "Find the rows of a line."
     if "evidences" in line and "min_evidences" in rows:  # a table's name for it, with 0 where none are asked for
         rows = rows[rows["min_evidences"].fillna(0).map(_write) == _write(line["evidences"])]
-    for name in [name for name in list_columns() if name in line and name in rows]:
+    named = [name for name in list_columns() if name in line and name in rows and not {f"{name}_se", f"{name}_sd"} & {*line.index}]  # a mean has an error
+    for name in named:
         texts, cell = rows[name].map(_write), _write(line[name])
         if cell and (texts == cell).any():
             rows = rows[texts == cell]
-    return rows
+    own = ("seed", "facts", "steps", "fae_seed")  # of each row of a line: how many steps some epochs are hangs on its facts
+    apart = [name for name in list_columns() if name in rows and name not in own and rows[name].nunique(dropna=False) > 1]
+    if check_mean(line, rows) or not apart:
+        return rows
+    alike = [some for _, some in rows.groupby([rows[name].map(_write) for name in apart]) if check_mean(line, some)]
+    return pd.concat(alike) if alike else rows
 
 
 def check_mean(
@@ -108,7 +111,8 @@ def write_command(
 ) -> str:
     "Write the command that makes an artefact with these parameters, and computes its rows anew."
     data = {"trex": ["--trex", "DIR"], "zsre": ["--zsre", "FILE"]}.get(parameters.get("benchmark"), [])
-    changed = {name: value for name, value in parameters.items() if value != usual.get(name)}
+    models = parameters.get("models", [parameters.get("model")]) if data else []  # real ones, which lie where only the user knows
+    changed = {name: value for name, value in parameters.items() if value != usual.get(name)} | ({"folders": dict.fromkeys(models, "FOLDER")} if data else {})
     texts = {name: value if isinstance(value, str) else re.sub(r"\binf\b", "1e999", repr(value)).replace("'", '"') for name, value in changed.items()}
     given = [word for name, text in texts.items() for word in ("-p", name, text)]
     return shlex.join(["modmem", "reproduce", name, "--output", folder, "--store", folder, *data, *given])

@@ -43,6 +43,19 @@ def test_a_line_of_facts_with_many_evidences_has_other_rows_than_one_of_any_fact
     assert found["0"] == ["FT30", "FT31", "FT30"] and found["9"] == ["9FT30", "9FT31", "9FT30"] and found[None] == found["0"] + found["9"]
 
 
+def test_where_a_line_has_settings_in_words_of_its_own_the_mean_says_which_rows_are_its():
+    rows = pd.concat([ROWS.assign(unmodified_per_modified=0.0), ROWS.assign(key="A" + ROWS["key"], unmodified_per_modified=1.0, modified_accuracy=ROWS["modified_accuracy"] - 9)])
+    for line, keys in ((TABLE.loc[1], ["FT30", "FT31", "FT30"]), (TABLE.loc[1].replace("98.754", "89.754"), ["AFT30", "AFT31", "AFT30"])):
+        assert find_rows(line, rows)["key"].tolist() == keys and explain_line(line, rows)["mean_agrees"]
+    nowhere = explain_line(TABLE.loc[1].replace("98.754", "1.0"), rows)
+    assert len(nowhere["rows"]) == 6 and not nowhere["mean_agrees"]
+
+
+def test_a_word_of_some_cell_is_no_beginning_of_a_column():
+    table = pd.DataFrame({"chosen_on": ["reported", "held out"], "unmodified_accuracy_reported": ["1", "2"]})
+    assert find_lines(table, "reported").index.tolist() == [0] and find_lines(table, "chosen").index.tolist() == [0, 1]
+
+
 def test_what_all_rows_have_in_common_is_told_apart_from_what_each_has():
     told = explain_line(TABLE.loc[1], ROWS)
     assert told["seeds"] == [0, 1] and told["hashes"] == {"start_hash": "ft"} and told["mean_agrees"]
@@ -70,9 +83,16 @@ def test_parameters_are_shortened_as_long_as_the_rows_are_asked_for():
 
 
 def test_a_command_says_what_is_not_as_usual_and_which_data_it_needs():
-    words = shlex.split(write_command("table_3", {"steps": 7, "norms": ["linf"], "radii": [math.inf], "benchmark": "trex"}, {"steps": 7}))
+    words = shlex.split(write_command("table_3", {"steps": 7, "norms": ["linf"], "radii": [math.inf], "benchmark": "trex", "model": "mine"}, {"steps": 7}))
     assert words[:3] == ["modmem", "reproduce", "table_3"] and "--trex" in words and "steps" not in words
     assert words[words.index("norms") + 1] == '["linf"]' and words[words.index("radii") + 1] == "[1e999]"
+
+
+@pytest.mark.parametrize("models", [{"model": "mine"}, {"models": ["mine"]}, {"models": {"mine": "BERT-Base"}}])
+def test_a_command_asks_for_the_folder_of_a_real_model(models):
+    words = shlex.split(write_command("table_3", {"benchmark": "zsre", **models}, {}))
+    assert words[words.index("folders") + 1] == '{"mine": "FOLDER"}' and "--zsre" in words
+    assert "folders" not in shlex.split(write_command("table_3", {"benchmark": "world", **models}, {}))
 
 
 @pytest.fixture
