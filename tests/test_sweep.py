@@ -200,6 +200,18 @@ def test_a_saved_table_is_the_table(invented, tmp_path):
     assert table["style_contexts"].tolist() == 7 * [""] + ["0 1 2"] and table["style_num_tests"].dropna().tolist() == [2]
 
 
+def test_rows_of_a_dataset_whose_files_have_changed_are_not_mixed(invented, tmp_path, monkeypatch):
+    compute, files = sweep.compute_row, {0: "old", 1: "new"}
+    monkeypatch.setattr(sweep, "compute_row", lambda run, places: compute(run, places) | {"data_hash": files[run.sample.seed]})
+    runs = [make_run(benchmark=benchmark, seed=seed) for benchmark in ("trex", "world") for seed in (0, 1)]
+    run_sweep(runs[2:], tmp_path / "world")  # is made from a seed, not read
+    run_sweep(runs[:1], tmp_path / "real")
+    with pytest.raises(DataError, match=f"found rows of other files beside them.*{runs[1].key}"):
+        run_sweep(runs[:2], tmp_path / "real")
+    files[1] = "old"
+    assert len(run_sweep(runs[:2], tmp_path / "anew")) == 2
+
+
 def test_rows_of_a_csv_are_skipped_unless_they_failed(invented, tmp_path):
     runs = [make_run(**SHORT, seed=seed) for seed in (12, 13)]
     table = run_sweep(runs, tmp_path / "store")
