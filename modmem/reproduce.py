@@ -24,7 +24,7 @@ from pooch import file_hash
 from tqdm import tqdm
 
 import modmem
-from .artefacts import Artefact
+from .artefacts import Artefact, list_artefacts
 from .files import write_atomically
 from .finetuning import ProgressLog
 from .page import build_report
@@ -32,6 +32,7 @@ from .rows import COSTS, load_results
 from .runs import Run
 from .starts import Places
 from .sweep import run_sweep, shard
+from .tables import TITLES
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #compute-rows
 def compute_rows(
@@ -200,10 +201,13 @@ class _Outcome:
 
 
 def _tidy_up(output: Path, known: Path) -> None:
-    "Remove what a kill has left of files that were being written; refuse a rows.csv that is none before the work."
+    "Remove what a kill has left of our files, an hour ago or earlier; refuse a rows.csv that is none before the work."
+    names = "|".join(["rows", "report", *TITLES, *list_artefacts()])
+    ours = re.compile(rf"\.({names})(_\w+)?(\.\w+)\.[a-z0-9_]{{8}}\3")  # as `write_atomically` names them
     for path in output.glob(".*"):
-        if re.fullmatch(r"\.[\w.]+\.\w{8}(\.\w+)?", path.name):
-            path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            if ours.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > 3600:  # younger ones may be another process's
+                path.unlink()
     if known.exists():
         load_results(rows=known)
 

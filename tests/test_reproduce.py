@@ -137,12 +137,26 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whol
         os.kill(command, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]) == -signal.SIGKILL
         assert not Path("figures/synthetic/tradeoff.csv").exists()
-    Path("figures/synthetic/.tradeoff.json.a1b2c3d4.json").touch()  # what a kill can leave of a file that is being written
+    left = Path("figures/synthetic/.tradeoff.json.a1b2c3d4.json")  # what a kill can leave of a file that is being written
+    left.touch()
+    os.utime(left, (0, 0))
     code, _, errors = run("tradeoff")
     files, expected = contents(), contents(whole / "figures" / "synthetic")
     assert code == 0 and set(files) == {"tradeoff.csv", "rows.csv", "report.html"}, errors
     assert files["tradeoff.csv"] == expected["tradeoff.csv"]
     assert_among(results(), results(whole / "figures" / "synthetic"))
+
+
+def test_what_a_kill_has_left_goes_and_nothing_of_the_users_or_of_another_process(tmp_path):
+    ours = [".rows.csv.a1b2c3d4.csv", ".report.html.________.html", ".table_3.json.abcdefgh.json", ".tradeoff_dial.svg.abcd1234.svg", ".questions_rates.md.abcdefgh.md"]
+    others = [".env.template", ".env.defaults", ".npmrc.settings.json", ".notes.csv.abcdefgh.csv", ".table_3.csv.ABCDEFGH.csv", ".table_3.csv.abcdefgh.md", "table_3.csv"]
+    for name in (*ours, *others, ".rows.csv.iswritin.csv"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0)) if name != ".rows.csv.iswritin.csv" else None
+    (tmp_path / ".rows.csv.a_folder.csv").mkdir()
+    os.utime(tmp_path / ".rows.csv.a_folder.csv", (0, 0))
+    reproduce._tidy_up(tmp_path, tmp_path / "rows.csv")
+    assert {path.name for path in tmp_path.iterdir()} == {*others, ".rows.csv.iswritin.csv", ".rows.csv.a_folder.csv"}
 
 
 def test_a_full_disk_stops_a_sweep_in_one_line_and_no_row_is_lost(whole, run, small_disk):
