@@ -51,26 +51,25 @@ def compute_rows(
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #write-rows
 def _write_rows(path: Path, table: pd.DataFrame) -> None:
-    "Write rows to a csv; what it has of other rows is kept."
+    "Write rows to a csv; what it has of other rows is kept, and a finished row where the new one failed."
     if path.exists():
-        before = load_results(rows=path)
-        table = pd.concat([table, before[~before["key"].isin(table["key"])]])
+        table = pd.concat([table, load_results(rows=path)])
     with write_atomically(path) as temporary:
         table.to_csv(temporary, index=False)
         load_results(rows=temporary).to_csv(temporary, index=False)
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #fingerprint
-def _fingerprint(artefact: Artefact, table: pd.DataFrame, known: Path) -> str:
-    "Hash everything that an artefact is made from."
+def _fingerprint(artefact: Artefact, table: pd.DataFrame) -> str:
+    "Hash everything that an artefact is made from; the table has its rows, and perhaps others."
     package = Path(modmem.__file__).parent
     sources = [*package.glob("*.py"), *package.glob("data/*.*"), *package.glob("published/*.csv"), *package.parent.glob("figures/published/*.csv")]
     options = {name: value for name, value in artefact.options.items() if name not in ("jobs", "engine", "scheduler", "retries")}
     digest = hashlib.sha256(repr((artefact.name, sorted(artefact.parameters.items()), sorted(options.items()))).encode())
     for path in [artefact.path, *sorted(sources)]:
         digest.update(path.read_bytes())
-    rows = table[table["key"].isin({run.key for run in artefact.runs})]
-    rows = rows if artefact.runs else load_results(rows=known) if known.exists() else rows
-    digest.update(rows.drop(columns=[*COSTS], errors="ignore").sort_values("key").to_csv(index=False).encode())
+    rows = table[table["key"].isin({run.key for run in artefact.runs})] if artefact.runs else table
+    rows = rows.sort_values("key").loc[:, (rows.notna() & rows.ne("")).any()]  # whatever columns the others have
+    digest.update(rows.drop(columns=[*COSTS], errors="ignore").to_csv(index=False).encode())
     return digest.hexdigest()
 
 
@@ -171,9 +170,9 @@ def _run_notebook(artefact: Artefact, copy: Path, kernel: str, fingerprint: str)
     return time.perf_counter() - began
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #run-notebooks
-def _run_notebooks(artefacts: Sequence[Artefact], table: pd.DataFrame, known: Path, jobs: int, copies: Path) -> dict[str, float | Exception]:
+def _run_notebooks(artefacts: Sequence[Artefact], table: pd.DataFrame, jobs: int, copies: Path) -> dict[str, float | Exception]:
     "Run the notebooks whose artefacts are not as they were: the seconds of each, or the error."
-    prints = {artefact.name: _fingerprint(artefact, table, known) for artefact in artefacts}
+    prints = {artefact.name: _fingerprint(artefact, table) for artefact in artefacts}
     stale = [artefact for artefact in artefacts if not _is_current(artefact, copies / f"{artefact.name}.ipynb", prints[artefact.name])]
 
     def attempt(artefact: Artefact) -> float | Exception:
@@ -194,7 +193,7 @@ def _run_notebooks(artefacts: Sequence[Artefact], table: pd.DataFrame, known: Pa
 @dataclass(frozen=True)
 class _Outcome:
     "What `reproduce` has done."
-    table: pd.DataFrame  # the rows of all artefacts
+    table: pd.DataFrame  # the rows of all artefacts, as they ended now
     seconds: dict[str, float]  # of each notebook that was run
     errors: dict[str, Exception]  # of each that failed
     files: dict[str, list[Path]]  # of each artefact
@@ -211,11 +210,6 @@ def _tidy_up(output: Path, known: Path) -> None:
     if known.exists():
         load_results(rows=known)
 
-
-def _read_known(artefact: Artefact, known: Path) -> Artefact:
-    "Let an artefact without rows of its own read those of all."
-    return artefact if artefact.runs or not known.exists() else replace(artefact, options={**artefact.options, "known_rows": str(known)})
-
 # %% ../nbs/6_commands/03_reproduce.ipynb #reproduce
 def reproduce(
     artefacts: Sequence[Artefact],  # with their runs
@@ -231,7 +225,9 @@ def reproduce(
     table = compute_rows(artefacts, store, jobs=jobs, **work)
     if len(table):
         _write_rows(known, table)
-    ends = _run_notebooks([_read_known(artefact, known) for artefact in artefacts], table, known, jobs, copies)
+    if known.exists():  # for those without rows of their own, and for rows that failed now and were finished before
+        artefacts = [replace(artefact, options={**artefact.options, "known_rows": str(known)}) for artefact in artefacts]
+    ends = _run_notebooks(artefacts, load_results(rows=known if known.exists() else None), jobs, copies)
     errors = {name: end for name, end in ends.items() if isinstance(end, Exception)}
     if len(errors) < len(artefacts):
         build_report(output)

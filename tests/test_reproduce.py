@@ -229,6 +229,17 @@ def test_rows_that_fail_are_counted_and_the_first_error_is_told(run, monkeypatch
     assert (load_results(rows="figures/synthetic/rows.csv")["status"] == "failed").all()
 
 
+def test_a_row_that_fails_takes_no_finished_ones_place(run, without_kernel):
+    assert run("table_3")[0] == 0
+    before, files = results(), contents()
+    shutil.copytree("_runs/paper/cache", "new/cache")
+    Path("figures/synthetic/table_3.csv").write_text("by hand\n")
+    code, output, _ = run("table_3", "--store", "new", "--row-timeout", "0.001")
+    assert code == 0 and "0 rows; 4 failed, the first with TimeoutError" in output
+    pd.testing.assert_frame_equal(results(), before)
+    assert contents()["table_3.csv"] == files["table_3.csv"]
+
+
 def test_a_notebook_that_fails_is_ours_and_stops_no_other(run, monkeypatch):
     def break_one(artefact, *arguments):
         if artefact.name == "table_3":
@@ -298,8 +309,8 @@ def test_what_rows_cost_makes_no_other_fingerprint(whole):
     table, other = load_results(rows=known), Path("rows.csv")
     table.assign(seconds=7.0, peak_gb=7.0).to_csv(other, index=False)
     for artefact in artefacts:
-        prints = [reproduce._fingerprint(artefact, load_results(rows=path), path) for path in (known, other)]
-        assert prints[0] == prints[1] != reproduce._fingerprint(artefact, table[:0], Path("none.csv"))
+        prints = [reproduce._fingerprint(artefact, load_results(rows=path)) for path in (known, other)]
+        assert prints[0] == prints[1] != reproduce._fingerprint(artefact, table[:0])
 
 
 def test_sigterm_ends_it_and_its_processes_and_says_how_to_go_on(notebooks, run, tmp_path):
