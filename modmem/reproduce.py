@@ -74,8 +74,11 @@ def _fingerprint(artefact: Artefact, table: pd.DataFrame) -> str:
 
 
 def _files(artefact: Artefact) -> list[Path]:
-    folder, ours = Path(artefact.options["output"]), re.compile(rf"{artefact.name}(_\w+)?\.\w+")
-    return sorted(path for path in folder.glob(f"{artefact.name}*") if ours.fullmatch(path.name))
+    "List what there is of an artefact: files of its name, and of each title without a notebook of its own that its notebook names."
+    code = "\n".join(cell.source for cell in nbformat.read(artefact.path, 4).cells if cell.cell_type == "code")
+    names = [artefact.name, *(title for title in TITLES if f'"{title}"' in code and title not in list_artefacts())]
+    ours = re.compile(rf"({'|'.join(names)})(_\w+)?\.\w+")
+    return sorted(path for path in Path(artefact.options["output"]).glob("*") if ours.fullmatch(path.name))
 
 
 def _is_current(artefact: Artefact, copy: Path, fingerprint: str) -> bool:

@@ -18,10 +18,10 @@ import pandas as pd
 import psutil
 import pytest
 from forks import start_fork
-from mini_notebooks import here, notebooks, run, start_command, whole, write_notebook  # noqa: F401
+from mini_notebooks import PLACES, here, notebooks, run, start_command, whole, write_notebook  # noqa: F401
 from paper_notebooks import execute_here
 
-from modmem import cli, reproduce
+from modmem import artefacts, cli, reproduce
 from modmem.artefacts import choose_artefacts, list_artefacts, list_runs
 from modmem.files import exclusively
 from modmem.rows import COSTS, load_results
@@ -124,6 +124,20 @@ def assert_among(rows, every):
     "The rows are those of a larger table, without what only others of it measure, such as half of a change that answers nothing."
     every = every[every["key"].isin(rows["key"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, every.dropna(axis=1, how="all"))
+
+
+def test_what_a_notebook_saves_under_another_name_is_its_too(run, monkeypatch, tmp_path, without_kernel):
+    save = """from pathlib import Path
+Path(places["output"]).mkdir(parents=True, exist_ok=True)
+for name in ("figure_3", "questions_rates"):
+    (Path(places["output"]) / f"{name}.csv").write_text(name)"""
+    write_notebook(tmp_path / "nbs" / "paper" / "figure_3.ipynb", parameters=PLACES, save=save)
+    monkeypatch.setattr(artefacts, "_notebooks", lambda: tmp_path / "nbs")
+    for left, note in ((), ""), (["figure_3.csv", "questions_rates.csv"], " (as it was)"), (["figure_3.csv"], ""):
+        for path in Path("figures/synthetic").glob("*.csv"):
+            path.unlink() if path.name not in left else None
+        code, output, errors = run("figure_3")
+        assert code == 0 and re.search(f"^figure_3 +figure_3.csv questions_rates.csv{re.escape(note)}$", output, flags=re.MULTILINE), (output, errors)
 
 
 def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, run, monkeypatch, without_kernel):
