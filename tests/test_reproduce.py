@@ -447,6 +447,8 @@ def test_a_dry_run_counts_rows_and_computes_none(whole, run, monkeypatch):
         (["-p", "seeds", "['1e-3']"], "write 0.001"),
         (["-p", "seeds"], "-p seeds: expected list"),
         (["-p", "learning_rate", "-1"], "table_3: these parameters make no rows: learning_rate must be a number above 0"),
+        *((["table_3", "-p", "num_subjects", number, *look], "table_3: these parameters make no rows: " + reason)
+          for look in ([], ["--dry-run"]) for number, reason in (("400000", "expected between 1 subject and as many people as there are names"), ("0", "num_subjects must be"))),
         (["-p", "benchmark", "trex"], "table_3 asks for rows on trex, which needs --trex"),
         (["--scale", "huge"], "'--scale': 'huge' is not one of 'synthetic', 'tiny', 'minilm', 'small', 'paper'"),
         (["--scale", "small", "--full"], "--full goes with --scale synthetic"),
