@@ -96,14 +96,25 @@ def _check_blocks(blocks: int | list[int] | str | None, num_blocks: int) -> None
         require(index < num_blocks, f"Invalid value for '--blocks': expected indices from 0 to {num_blocks - 1}, found {index}")
 
 
+def _check_old_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path, lines: Mapping[str, int]) -> None:
+    "Refuse old objects that cannot be ranked in their sentences."
+    old = {fact.id: fact for fact in edits.modified_facts if fact.object != lazy.edits.UNKNOWN}
+    for one in (*edits.modified_train, *edits.modified_test):
+        try:
+            _ = one.fact.id in old and masked_lm.encode([replace(one, fact=old[one.fact.id])])
+        except ValueError as error:
+            raise DataError(f"{error}; null stands for an object that nobody knows", path, lines[one.fact.id], "object") from None
+
+
 def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
-    "Refuse new objects that the tokenizer cannot say, and sentences that it cannot tell apart."
+    "Refuse objects that the tokenizer cannot say, and sentences that it cannot tell apart."
     facts = tuple(edits.modified_facts.values())
     kept = set(lazy.batches.keep_answerable(masked_lm.tokenizer, lazy.facts.Benchmark(facts, (), ())).facts)
     lines = lazy.edits.find_lines(edits, path)
     for fact in facts:
         if fact not in kept:
             raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, lines[fact.id], "new_object")
+    _check_old_objects(masked_lm, edits, path, lines)
     lazy.edits.check_phrasings(masked_lm, edits, path)
 
 # %% ../nbs/6_commands/09_editing.ipynb #read-guard

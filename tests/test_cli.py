@@ -186,12 +186,15 @@ for arguments in {[put_in_place(arguments) for arguments in BAD]!r}:
         ("new_object", "", "edits.jsonl:2: field 'new_object': expected a str that is not empty"),
         ("evidence", ["no slot"], "edits.jsonl:2: field 'evidence[0]': an evidence needs exactly one [MASK], found 0"),
         ("evidence", ["[MASK] [MASK]"], "edits.jsonl:2: field 'evidence[0]': an evidence needs exactly one [MASK], found 2"),
+        ("object", "baker " * 70, "edits.jsonl:2: field 'object': the object 'baker"),
+        ("object", "\u200b", "edits.jsonl:2: field 'object': the object '\\u200b' takes 0 pieces; there is room for 1 to 62; null stands for an object that nobody knows"),
         ("new_object", "xylophone \N{SNOWMAN}", "edits.jsonl:2: field 'new_object': this model's vocabulary cannot say"),
     ],
 )
 def test_a_bad_line_among_the_edits_is_named(run, edits, small_world, field, value, reason):
     write_edits(edits, edit_line(small_world), edit_line(small_world, 1) | {field: value})
-    assert one_line(*run("edit", "synthetic", edits, *EDIT, "--output", "output")).removeprefix(f"{edits.parent}/").startswith(reason)
+    for command in (["edit", "synthetic", edits, *EDIT, "--output", "output"], ["evaluate", "synthetic", edits]):
+        assert one_line(*run(*command)).removeprefix(f"{edits.parent}/").startswith(reason)
     assert [path.name for path in edits.parent.iterdir()] == ["edits.jsonl"]
 
 
