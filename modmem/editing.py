@@ -129,13 +129,13 @@ def _read_guard(source: str | None, lenient: bool) -> Benchmark | None:
     return None if source is None else lazy.guard.read_guard(source)
 
 
-def _make_guard(masked_lm: MaskedLM, benchmark: Benchmark, edits: ModifiedBenchmark, max_drop: float, search: bool) -> Guard:
-    "Make a guard of the questions that the tokenizer can say and the edit does not train on."
+def _make_guard(masked_lm: MaskedLM, benchmark: Benchmark, edits: ModifiedBenchmark, max_drop: float, search: bool, earlier: list[Fact]) -> Guard:
+    "Make a guard of the questions that the tokenizer can say and neither the edit nor one before it is about."
     kept = lazy.batches.keep_answerable(masked_lm.tokenizer, benchmark)
     if len(kept.facts) < len(benchmark.facts):
         say(f"left out {len(benchmark.facts) - len(kept.facts)} of the guard's facts, with an object that this tokenizer cannot say in 20 pieces")
     try:
-        return lazy.guard.make_guard(kept.test, edits, max_drop, search)
+        return lazy.guard.make_guard(kept.test, edits, max_drop, search, earlier)
     except ValueError as error:
         raise DataError(str(error), benchmark.name) from None
 
@@ -313,7 +313,8 @@ def _anchor(record: dict, settings: dict) -> dict:
 def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, benchmark: Benchmark | None, max_drop: float, onto: Path | None, half: bool, source: dict) -> tuple[Any, dict]:
     "Search, train, judge: the edit to be saved, and what came of it."
     search, tries = "auto" in (settings["blocks"], settings["radius"]), []
-    guard = None if benchmark is None else _make_guard(masked_lm, benchmark, modified, max_drop, search)
+    earlier = [] if onto is None else [fact for layer in lazy.stack.list_layers(_read_record(onto)) for fact in lazy.stack.recall_edits(layer).modified_facts]
+    guard = None if benchmark is None else _make_guard(masked_lm, benchmark, modified, max_drop, search, earlier)
     if search:
         settings, tries = _search(masked_lm, modified, guard, settings)
     if onto is None:
@@ -328,8 +329,8 @@ def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, bench
     results |= _judge(guard, masked_lm, edited) if guard else {}
     answered = _answer_edits({"before": masked_lm, "after": edited}, modified)
     answers = answered.pop("answers")  # come last
-    earlier = {} if onto is None else _ask_earlier(masked_lm, onto, kept)
-    return kept, results | answered | earlier | ({"tries": tries} if tries else {}) | {"answers": answers}
+    kept_of_earlier = {} if onto is None else _ask_earlier(masked_lm, onto, kept)
+    return kept, results | answered | kept_of_earlier | ({"tries": tries} if tries else {}) | {"answers": answers}
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-command
 @app.command("edit")
