@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import re
 import time
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -118,8 +120,9 @@ def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> N
     lazy.edits.check_phrasings(masked_lm, edits, path)
 
 # %% ../nbs/6_commands/09_editing.ipynb #read-guard
-def _read_guard(source: str | None, lenient: bool) -> Benchmark | None:
+def _read_guard(source: str | None, lenient: bool, drop_given: bool) -> Benchmark | None:
     "Read the facts that shall stay: of a file, `synthetic`, `trex:DIR` or `zsre:FILE`."
+    require(source is not None or not drop_given, "--max-drop goes with --guard")
     kind, _, place = (source or "").partition(":")
     if kind in ("trex", "zsre") and place:
         return read_source(*(Path(place) if kind == name else None for name in ("trex", "zsre")), False, False, None, lenient=lenient)
@@ -274,10 +277,13 @@ def _check_ball(blocks: Any, radius: Any, norm: str, guard: str | None, onto: Pa
     require(radius != "auto" or norm in ("linf", "l2"), "--radius auto goes with --norm linf or l2")
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name == "COMMANDLINE"
+
+
 def _list_given(context: typer.Context) -> list[str]:
     "The options of training that were given, and not left at their defaults."
-    given = [name for name in _TRAINING if context.get_parameter_source(name).name == "COMMANDLINE"]
-    return [f"--{name.replace('_', '-')}" for name in given if name != "seed"]
+    return [f"--{name.replace('_', '-')}" for name in _TRAINING if name != "seed" and _is_given(context, name)]
 
 
 def _check_method(method: str, blocks: Any, radius: Any, norm: str, onto: Path | None, given: list[str]) -> None:
@@ -301,13 +307,13 @@ def _judge(guard: Guard, before: MaskedLM, after: MaskedLM) -> dict:
     return {"guard": scores | {"questions": len(guard.reporting), "changed": changed}, "most_changed_of_the_guard": most}
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-run
-def _anchor(record: dict, settings: dict) -> dict:
+def _anchor(record: dict, context: typer.Context) -> dict:
     "Blocks, norm and radius of the first edit, in place of those that were not given."
     try:
         first = lazy.stack.read_config(lazy.stack.list_layers(record)[0]["config"])
     except ValueError as error:
         raise UsageError(f"Invalid value for '--onto': {error}") from None
-    return {name: getattr(first, name) for name in ("blocks", "radius") if settings[name] is None}
+    return {name: getattr(first, name) for name in ("blocks", "norm", "radius") if not _is_given(context, name)}
 
 
 def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, benchmark: Benchmark | None, max_drop: float, onto: Path | None, half: bool, source: dict) -> tuple[Any, dict]:
@@ -354,8 +360,8 @@ def edit(
     _check_blocks(blocks, check_model(model, block_pattern).get("num_hidden_layers", math.inf))
     modified = lazy.edits.read_edits(edits)
     settings = {"method": method, "blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
-    settings |= _anchor(_read_onto(onto, modified, edits), settings) if onto else {}
-    benchmark = _read_guard(guard, lenient)
+    settings |= _anchor(_read_onto(onto, modified, edits), context) if onto else {}
+    benchmark = _read_guard(guard, lenient, _is_given(context, "max_drop"))
     masked_lm, began = load_model(model, device, block_pattern), time.perf_counter()
     _check_edits(masked_lm, modified, edits)
     made, results = _run(masked_lm, modified, settings, benchmark, max_drop, onto, half, {"file": edits.name, "lines": lazy.edits.find_lines(modified, edits)})
@@ -374,8 +380,9 @@ _MEASURES = {  # as a command says it -> as `EditAccuracy` has it
 
 def _match_facts(record: dict, benchmark: Benchmark) -> dict[Fact, Fact]:
     "The facts of a benchmark that an edit changed, with their new objects."
-    edited = {tuple(line[key] for key in ("id", "subject", "relation", "object")): line["new_object"] for line in record["evidence"]}
-    found = {fact: edited.get((fact.id, fact.subject, fact.relation, fact.object)) for fact in benchmark.facts}
+    spell = partial(unicodedata.normalize, "NFC")  # as `read_edits` does
+    edited = {tuple(spell(line[key]) for key in ("id", "subject", "relation", "object")): line["new_object"] for line in record["evidence"]}
+    found = {fact: edited.get(tuple(map(spell, (fact.id, fact.subject, fact.relation, fact.object)))) for fact in benchmark.facts}
     return {fact: replace(fact, object=new, object_id=None) for fact, new in found.items() if new is not None}
 
 
@@ -405,6 +412,7 @@ def evaluate(
     "Measure what a model answers, and what an edit of it changes."
     a_dataset = trex is not None or zsre is not None or synthetic
     require(edits is None or not lenient, "--lenient goes with a dataset")
+    require(edits is None or not (download or relations is not None), "--download and --relations go with a dataset")
     require(edits is None or not a_dataset, "expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
     check_model(model, block_pattern)
     record = None if edit is None else _read_record(edit)

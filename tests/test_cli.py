@@ -123,6 +123,8 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("evaluate", "synthetic"): "expected exactly one of --trex DIR, --zsre FILE and --synthetic",
     ("evaluate", "synthetic", "--synthetic", "--zsre", "E"): "expected exactly one of",
     ("evaluate", "synthetic", "E", "--synthetic"): "expected either EDITS.jsonl or one of",
+    ("evaluate", "synthetic", "E", "--relations", "P19", "--download"): "--download and --relations go with a dataset",
+    ("edit", "synthetic", "E", *EDIT, "--max-drop", "1", "--output", "O"): "--max-drop goes with --guard",
     ("evaluate", "synthetic", "--synthetic", "--edit", "absent"): "'--edit': file 'absent' does not exist",
     ("evaluate", "synthetic", "--synthetic", "--edit", "E"): "edits.jsonl: expected a safetensors file",
     ("evaluate", "synthetic", "--zsre", "E"): "edits.jsonl:1: field 'input': missing",
