@@ -27,12 +27,12 @@ class Checkpoint:
     settings: Mapping  # plain JSON: everything that decides the training; the state of another one is refused
     every: int = 250  # steps between two states
 
-    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        "Keep weights and optimizer as they are after so many steps."
+    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, **notes) -> None:
+        "Keep weights and optimizer as they are after so many steps, and notes, plain JSON, in its record."
         names = {id(parameter): name for name, parameter in network.named_parameters()}
         tensors = {f"weight/{names[id(parameter)]}": parameter for parameter in optimizer.state}
         tensors |= {f"{key}/{names[id(parameter)]}": value for parameter, state in optimizer.state.items() for key, value in state.items()}
-        save_record(self.path, tensors, "training", {"step": step, "settings": dict(self.settings)})
+        save_record(self.path, tensors, "training", {"step": step, "settings": dict(self.settings)} | ({"notes": notes} if notes else {}))
 
     @torch.no_grad()
     def load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:  # steps that were done, 0 without a file

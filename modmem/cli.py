@@ -20,7 +20,7 @@ import typer
 
 import modmem
 import modmem.editing  # its commands
-from .files import DataError, write_atomically
+from .files import DataError, write_folder_atomically
 from .inputs import check_device, check_model, check_output, keep_answerable, load_model, read_source, report, to_json
 from .options import Option, UsageError, app, lazy, parse_finite, require, run, say, stoppable
 
@@ -72,27 +72,35 @@ _MaxLength = Annotated[int | None, typer.Option("--max-length", min=8, metavar="
 # %% ../nbs/6_commands/10_cli.ipynb #pretrain-parts
 def _pretrain_world(name: str, settings: dict, checkpoint: Path, output: Path, half: bool) -> dict:
     recipe = replace(lazy.starts.RECIPES[name], pretraining=replace(lazy.starts.RECIPES[name].pretraining, **settings))
-    return lazy.synthetic.save_world_model(lazy.synthetic.build_world_model(recipe, checkpoint), recipe, output, half)
+    made = lazy.synthetic.build_world_model(recipe, checkpoint)
+    with write_folder_atomically(output, marker="config.json") as temporary:
+        return lazy.synthetic.save_world_model(made, recipe, temporary, half)
+
+
+def _save_with_record(masked_lm: MaskedLM, output: Path, half: bool, name: str, record: dict) -> None:
+    "Write a model and a record of how it was made to a folder, both or nothing."
+    with write_folder_atomically(output, marker="config.json") as temporary:
+        lazy.masked_lm.save_masked_lm(masked_lm, temporary, half)
+        (temporary / name).write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _pretrain_corpus(
-    sentences: list[str], masked_lm: MaskedLM, settings: dict, checkpoint: Path, output: Path, workers: int, half: bool, questions: Sequence,
+    corpus: Path, sentences: list[str], masked_lm: MaskedLM, settings: dict, checkpoint: Path, output: Path, workers: int, half: bool, questions: Sequence,
 ) -> dict:
     "Train, save, and say how loss and accuracy on questions went along."
-    accuracies, config = {}, lazy.pretraining.PretrainingConfig(**settings)
+    config, course = lazy.pretraining.PretrainingConfig(**settings), []
+    encoded = lazy.pretraining.encode_sentences(masked_lm, sentences, config.max_length)
+    if not encoded:
+        raise DataError("expected sentences that have pieces and no mask token to this model, found none", corpus)
 
-    def watch(done: int, trained: MaskedLM) -> None:
-        accuracies[done] = lazy.evaluation.measure_accuracy(trained, questions) if questions else None
-        say(f"{done} of {config.steps} steps" + (f", {accuracies[done]:.2f} % of the questions answered" if questions else ""))
+    def watch(so_far: list[dict], trained: MaskedLM) -> None:
+        so_far[-1]["accuracy"] = lazy.evaluation.measure_accuracy(trained, questions) if questions else None
+        course[:] = [{name: point.get(name) for name in ("step", "loss", "accuracy")} for point in so_far]
+        say(f"{course[-1]['step']} of {config.steps} steps" + (f", {course[-1]['accuracy']:.2f} % of the questions answered" if questions else ""))
 
-    trained, losses = lazy.pretraining.pretrain(masked_lm, sentences, config, checkpoint, workers, watch)
-    lazy.masked_lm.save_masked_lm(trained, output, half)
-    before = config.steps - len(losses)  # of an interrupted run
-    recent = {done: losses[max(0, done - before - 100) : done - before] for done in accuracies}
-    course = [{"step": done, "loss": sum(some) / len(some) if some else None, "accuracy": accuracies[done]} for done, some in recent.items()]
-    results = {"sentences": len(sentences), "steps": len(losses)}
-    with write_atomically(output / "pretraining.json") as temporary:
-        temporary.write_text(to_json({**results, "config": asdict(config), "course": course}, indent=1) + "\n", encoding="utf-8")
+    trained, _ = lazy.pretraining.pretrain(masked_lm, encoded, config, checkpoint, workers, watch)
+    results = {"sentences": len(encoded), "left_out": len(sentences) - len(encoded), "steps": config.steps}
+    _save_with_record(trained, output, half, "pretraining.json", {**results, "config": asdict(config), "course": course})
     return results | course[-1]
 
 # %% ../nbs/6_commands/10_cli.ipynb #pretrain
@@ -123,7 +131,7 @@ def _pretrain(
     else:
         check_model(init, block_pattern)
         questions = read_source(trex, None, False, False, None, lenient=lenient).test if trex else ()
-        results = _pretrain_corpus(lazy.pretraining.read_sentences(corpus), load_model(init, device, block_pattern), settings, checkpoint, output, workers, half, questions)
+        results = _pretrain_corpus(corpus, lazy.pretraining.read_sentences(corpus), load_model(init, device, block_pattern), settings, checkpoint, output, workers, half, questions)
     checkpoint.unlink()  # only now: the model is safe
     report(results, as_json)
 
@@ -136,9 +144,7 @@ def _finetune_and_save(masked_lm: MaskedLM, benchmark: Benchmark, settings: dict
         "accuracy": {key: lazy.evaluation.measure_accuracy(model, benchmark.test) for key, model in (("before", masked_lm), ("after", trained))},
         "majority_accuracy": lazy.facts.majority_accuracy(benchmark),
     }
-    lazy.masked_lm.save_masked_lm(trained, output)
-    with write_atomically(output / "finetuning.json") as temporary:
-        temporary.write_text(to_json({"config": asdict(config), **results}, indent=1) + "\n", encoding="utf-8")
+    _save_with_record(trained, output, False, "finetuning.json", {"config": asdict(config), **results})
     return results
 
 # %% ../nbs/6_commands/10_cli.ipynb #finetune

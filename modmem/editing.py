@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import re
 import time
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -96,19 +98,31 @@ def _check_blocks(blocks: int | list[int] | str | None, num_blocks: int) -> None
         require(index < num_blocks, f"Invalid value for '--blocks': expected indices from 0 to {num_blocks - 1}, found {index}")
 
 
+def _check_old_objects(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path, lines: Mapping[str, int]) -> None:
+    "Refuse old objects that cannot be ranked in their sentences."
+    old = {fact.id: fact for fact in edits.modified_facts if fact.object != lazy.edits.UNKNOWN}
+    for one in (*edits.modified_train, *edits.modified_test):
+        try:
+            _ = one.fact.id in old and masked_lm.encode([replace(one, fact=old[one.fact.id])])
+        except ValueError as error:
+            raise DataError(f"{error}; null stands for an object that nobody knows", path, lines[one.fact.id], "object") from None
+
+
 def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> None:
-    "Refuse new objects that the tokenizer cannot say, and sentences that it cannot tell apart."
+    "Refuse objects that the tokenizer cannot say, and sentences that it cannot tell apart."
     facts = tuple(edits.modified_facts.values())
     kept = set(lazy.batches.keep_answerable(masked_lm.tokenizer, lazy.facts.Benchmark(facts, (), ())).facts)
     lines = lazy.edits.find_lines(edits, path)
     for fact in facts:
         if fact not in kept:
             raise DataError(f"this model's vocabulary cannot say {fact.object!r} in 20 pieces", path, lines[fact.id], "new_object")
+    _check_old_objects(masked_lm, edits, path, lines)
     lazy.edits.check_phrasings(masked_lm, edits, path)
 
 # %% ../nbs/6_commands/09_editing.ipynb #read-guard
-def _read_guard(source: str | None, lenient: bool) -> Benchmark | None:
+def _read_guard(source: str | None, lenient: bool, drop_given: bool) -> Benchmark | None:
     "Read the facts that shall stay: of a file, `synthetic`, `trex:DIR` or `zsre:FILE`."
+    require(source is not None or not drop_given, "--max-drop goes with --guard")
     kind, _, place = (source or "").partition(":")
     if kind in ("trex", "zsre") and place:
         return read_source(*(Path(place) if kind == name else None for name in ("trex", "zsre")), False, False, None, lenient=lenient)
@@ -118,13 +132,13 @@ def _read_guard(source: str | None, lenient: bool) -> Benchmark | None:
     return None if source is None else lazy.guard.read_guard(source)
 
 
-def _make_guard(masked_lm: MaskedLM, benchmark: Benchmark, edits: ModifiedBenchmark, max_drop: float, search: bool) -> Guard:
-    "Make a guard of the questions that the tokenizer can say and the edit does not train on."
+def _make_guard(masked_lm: MaskedLM, benchmark: Benchmark, edits: ModifiedBenchmark, max_drop: float, search: bool, earlier: list[Fact]) -> Guard:
+    "Make a guard of the questions that the tokenizer can say and neither the edit nor one before it is about."
     kept = lazy.batches.keep_answerable(masked_lm.tokenizer, benchmark)
     if len(kept.facts) < len(benchmark.facts):
         say(f"left out {len(benchmark.facts) - len(kept.facts)} of the guard's facts, with an object that this tokenizer cannot say in 20 pieces")
     try:
-        return lazy.guard.make_guard(kept.test, edits, max_drop, search)
+        return lazy.guard.make_guard(kept.test, edits, max_drop, search, earlier)
     except ValueError as error:
         raise DataError(str(error), benchmark.name) from None
 
@@ -263,10 +277,13 @@ def _check_ball(blocks: Any, radius: Any, norm: str, guard: str | None, onto: Pa
     require(radius != "auto" or norm in ("linf", "l2"), "--radius auto goes with --norm linf or l2")
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name == "COMMANDLINE"
+
+
 def _list_given(context: typer.Context) -> list[str]:
     "The options of training that were given, and not left at their defaults."
-    given = [name for name in _TRAINING if context.get_parameter_source(name).name == "COMMANDLINE"]
-    return [f"--{name.replace('_', '-')}" for name in given if name != "seed"]
+    return [f"--{name.replace('_', '-')}" for name in _TRAINING if name != "seed" and _is_given(context, name)]
 
 
 def _check_method(method: str, blocks: Any, radius: Any, norm: str, onto: Path | None, given: list[str]) -> None:
@@ -290,19 +307,20 @@ def _judge(guard: Guard, before: MaskedLM, after: MaskedLM) -> dict:
     return {"guard": scores | {"questions": len(guard.reporting), "changed": changed}, "most_changed_of_the_guard": most}
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-run
-def _anchor(record: dict, settings: dict) -> dict:
+def _anchor(record: dict, context: typer.Context) -> dict:
     "Blocks, norm and radius of the first edit, in place of those that were not given."
     try:
         first = lazy.stack.read_config(lazy.stack.list_layers(record)[0]["config"])
     except ValueError as error:
         raise UsageError(f"Invalid value for '--onto': {error}") from None
-    return {name: getattr(first, name) for name in ("blocks", "radius") if settings[name] is None}
+    return {name: getattr(first, name) for name in ("blocks", "norm", "radius") if not _is_given(context, name)}
 
 
 def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, benchmark: Benchmark | None, max_drop: float, onto: Path | None, half: bool, source: dict) -> tuple[Any, dict]:
     "Search, train, judge: the edit to be saved, and what came of it."
     search, tries = "auto" in (settings["blocks"], settings["radius"]), []
-    guard = None if benchmark is None else _make_guard(masked_lm, benchmark, modified, max_drop, search)
+    earlier = [] if onto is None else [fact for layer in lazy.stack.list_layers(_read_record(onto)) for fact in lazy.stack.recall_edits(layer).modified_facts]
+    guard = None if benchmark is None else _make_guard(masked_lm, benchmark, modified, max_drop, search, earlier)
     if search:
         settings, tries = _search(masked_lm, modified, guard, settings)
     if onto is None:
@@ -317,8 +335,8 @@ def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, bench
     results |= _judge(guard, masked_lm, edited) if guard else {}
     answered = _answer_edits({"before": masked_lm, "after": edited}, modified)
     answers = answered.pop("answers")  # come last
-    earlier = {} if onto is None else _ask_earlier(masked_lm, onto, kept)
-    return kept, results | answered | earlier | ({"tries": tries} if tries else {}) | {"answers": answers}
+    kept_of_earlier = {} if onto is None else _ask_earlier(masked_lm, onto, kept)
+    return kept, results | answered | kept_of_earlier | ({"tries": tries} if tries else {}) | {"answers": answers}
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-command
 @app.command("edit")
@@ -342,8 +360,8 @@ def edit(
     _check_blocks(blocks, check_model(model, block_pattern).get("num_hidden_layers", math.inf))
     modified = lazy.edits.read_edits(edits)
     settings = {"method": method, "blocks": blocks, "norm": norm, "radius": radius, "learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
-    settings |= _anchor(_read_onto(onto, modified, edits), settings) if onto else {}
-    benchmark = _read_guard(guard, lenient)
+    settings |= _anchor(_read_onto(onto, modified, edits), context) if onto else {}
+    benchmark = _read_guard(guard, lenient, _is_given(context, "max_drop"))
     masked_lm, began = load_model(model, device, block_pattern), time.perf_counter()
     _check_edits(masked_lm, modified, edits)
     made, results = _run(masked_lm, modified, settings, benchmark, max_drop, onto, half, {"file": edits.name, "lines": lazy.edits.find_lines(modified, edits)})
@@ -362,8 +380,9 @@ _MEASURES = {  # as a command says it -> as `EditAccuracy` has it
 
 def _match_facts(record: dict, benchmark: Benchmark) -> dict[Fact, Fact]:
     "The facts of a benchmark that an edit changed, with their new objects."
-    edited = {tuple(line[key] for key in ("id", "subject", "relation", "object")): line["new_object"] for line in record["evidence"]}
-    found = {fact: edited.get((fact.id, fact.subject, fact.relation, fact.object)) for fact in benchmark.facts}
+    spell = partial(unicodedata.normalize, "NFC")  # as `read_edits` does
+    edited = {tuple(spell(line[key]) for key in ("id", "subject", "relation", "object")): line["new_object"] for line in record["evidence"]}
+    found = {fact: edited.get(tuple(map(spell, (fact.id, fact.subject, fact.relation, fact.object)))) for fact in benchmark.facts}
     return {fact: replace(fact, object=new, object_id=None) for fact, new in found.items() if new is not None}
 
 
@@ -393,6 +412,7 @@ def evaluate(
     "Measure what a model answers, and what an edit of it changes."
     a_dataset = trex is not None or zsre is not None or synthetic
     require(edits is None or not lenient, "--lenient goes with a dataset")
+    require(edits is None or not (download or relations is not None), "--download and --relations go with a dataset")
     require(edits is None or not a_dataset, "expected either EDITS.jsonl or one of --trex DIR, --zsre FILE and --synthetic")
     check_model(model, block_pattern)
     record = None if edit is None else _read_record(edit)

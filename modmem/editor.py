@@ -160,10 +160,14 @@ def _make_optimizer(weights: list, lr: float, ball: Any, centers: list, penalty:
     return optimizer
 
 # %% ../nbs/1_method/20_editor.ipynb #warn-of-slack
-def warn_of_slack(config: Any, num_steps: int) -> None:
-    "Warn the caller's caller of a ball that so many steps can hardly reach; reads `norm`, `radius` and `finetuning`."
+def warn_of_slack(
+    config: Any,  # with `norm`, `radius` and `finetuning`
+    num_steps: int,
+    start: float = 0.0,  # how far from the center a weight is at most before the first step
+) -> None:
+    "Warn the caller's caller of a ball that so many steps can hardly reach."
     rate = config.finetuning.learning_rate
-    if config.norm == "linf" and rate * num_steps < config.radius < math.inf:
+    if config.norm == "linf" and start + rate * num_steps < config.radius < math.inf:
         text = f"{num_steps} steps at learning rate {rate:g} hardly reach the radius {config.radius:g}: it constrains nothing"
         warnings.warn(text, stacklevel=3)
 
@@ -188,7 +192,8 @@ def modify_facts(
         parameters=names,
         make_optimizer=partial(_make_optimizer, ball=ball, centers=centers, penalty=penalty),
     )
-    warn_of_slack(config, len(losses))
+    start = max((before - center).abs().max().item() for before, center in zip(named_weights(masked_lm, names), centers))
+    warn_of_slack(config, len(losses), start)
     outcome = {"steps": len(losses), "final_loss": losses[-1]}
     edit = make_edit(masked_lm, edited, names, config, outcome, modified_benchmark, ball, centers)
     return edit if anchor is None else replace(edit, record={**edit.record, "anchor_hash": hash_weights(anchor)})

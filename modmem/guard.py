@@ -8,11 +8,13 @@ __all__ = ['read_guard', 'Guard', 'make_guard', 'hold_out', 'Try', 'list_blocks'
 # %% ../nbs/6_commands/04_guard.ipynb #imports
 import hashlib
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .edits import get_text
 from .facts import Benchmark, Evidence, Fact
 from .files import DataError, get_field, read_jsonl
 from .modification import ModifiedBenchmark
@@ -28,11 +30,11 @@ def read_guard(path: str | Path) -> Benchmark:  # with test questions alone
     for line, record in read_jsonl(path):
         for key in record.keys() - set(_KEYS):
             raise DataError(f"expected one of {', '.join(_KEYS)}", path, line, key)
-        fact = Fact(f"line {line}", *(get_field(record, key, str, path, line).strip() for key in _KEYS[:3]))
+        fact = Fact(f"line {line}", *(get_text(record, key, path, line) for key in _KEYS[:3]))
         facts.append(fact)
         for number, sentence in enumerate(get_field(record, "test", list, path, line)):
             name = f"test[{number}]"
-            text = get_field({name: sentence}, name, str, path, line).strip()
+            text = get_text({name: sentence}, name, path, line)
             questions.append(make_evidence(fact, text, fact.subject if fact.subject in text else None, path, line, name))
     if not facts:
         raise DataError("expected at least one fact", path)
@@ -52,15 +54,21 @@ def _half(fact: Fact) -> int:
     return hashlib.sha256(fact.id.encode()).digest()[0] % 2
 
 
+def _question(fact: Fact) -> tuple[str, ...]:
+    "Subject and relation, however they are spelt: in capitals or not, letters with accents in one part or two."
+    return tuple(unicodedata.normalize("NFC", label).casefold() for label in (fact.subject, fact.relation))
+
+
 def make_guard(
     questions: Sequence[Evidence],
     edits: ModifiedBenchmark,  # facts with the subject and relation of one of these are left out
     max_drop: float = 1.0,
     search: bool = False,  # whether half of the questions shall choose
+    earlier: Iterable[Fact] = (),  # facts of edits before these, left out as well
 ) -> Guard:
     "Make a guard of the questions that an edit should not touch."
-    edited = {(fact.subject.casefold(), fact.relation.casefold()) for fact in edits.modified_facts}
-    kept = [one for one in questions if (one.fact.subject.casefold(), one.fact.relation.casefold()) not in edited]
+    edited = {*map(_question, edits.modified_facts), *map(_question, earlier)}
+    kept = [one for one in questions if _question(one.fact) not in edited]
     halves = [tuple(one for one in kept if _half(one.fact) == half) for half in (0, 1)] if search else [(), tuple(kept)]
     if not halves[1] or search and not halves[0]:
         raise ValueError(f"a guard needs questions{' in both its halves' if search else ''} beside those of the edited facts, found {len(kept)}")

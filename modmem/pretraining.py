@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import lzma
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ from torch.utils.data import DataLoader
 from .batches import EncodedEvidence, MaskedBatch, encode_evidence, make_batch
 from .checkpoint import Checkpoint
 from .facts import Evidence, find_end
-from .files import DataError, check_whole
+from .files import DataError, check_whole, load_record
 from .finetuning import BatchOrder, keyed_generator, learning_rate_at, slot_loss, train_steps
 from .masked_lm import MaskedLM, copy_with_own, hash_weights
 
 # %% auto #0
-__all__ = ['read_sentences', 'reinitialize', 'PretrainingConfig', 'pretrain']
+__all__ = ['read_sentences', 'encode_sentences', 'reinitialize', 'PretrainingConfig', 'pretrain']
 
 # %% ../nbs/2_data/04_pretraining.ipynb #read-sentences
 def read_sentences(
@@ -51,14 +52,19 @@ def read_sentences(
 _AT_ONCE = 10_000  # sentences that are tokenized together
 
 
-def _encode_sentences(masked_lm: MaskedLM, sentences: Sequence[str | Evidence], max_length: int) -> list[EncodedEvidence]:
+def encode_sentences(
+    masked_lm: MaskedLM,
+    sentences: Sequence[str | Evidence | EncodedEvidence],  # what is encoded stays as it is
+    max_length: int,  # tokens of a sentence
+) -> list[EncodedEvidence]:  # perhaps fewer
     "Tokenize; an evidence has its slots, a plain sentence none yet. Empty sentences and literal mask tokens are left out."
     tokenizer, limit = masked_lm.tokenizer, min(max_length, masked_lm.max_length)
     plain = [sentence[: find_end(sentence, limit)] for sentence in sentences if isinstance(sentence, str)]  # a document is not tokenized for its start
     parts = (plain[start : start + _AT_ONCE] for start in range(0, len(plain), _AT_ONCE))
     ids = (ids for part in parts for ids in tokenizer(part, truncation=True, max_length=limit)["input_ids"])
     salient = iter(encode_evidence(tokenizer, [sentence for sentence in sentences if isinstance(sentence, Evidence)], limit))
-    encoded = [EncodedEvidence(next(ids), [], []) if isinstance(sentence, str) else next(salient) for sentence in sentences]
+    ready = iter([sentence for sentence in sentences if isinstance(sentence, EncodedEvidence)])
+    encoded = [EncodedEvidence(next(ids), [], []) if isinstance(sentence, str) else next(salient if isinstance(sentence, Evidence) else ready) for sentence in sentences]
     return [sentence for sentence in encoded if len(sentence) > 2 and (sentence.slots or tokenizer.mask_token_id not in sentence.input_ids)]
 
 
@@ -144,37 +150,55 @@ class _Batches:
         masked = [_mask_pieces(sentence, self.tokenizer, self.config.mask_probability, generator) for sentence in chosen]
         return make_batch(masked, self.tokenizer.pad_token_id)
 
+# %% ../nbs/2_data/04_pretraining.ipynb #course
+class _Course:
+    "Keeps the state of a run now and then, and tells how it went along."
+
+    def __init__(self, trained: MaskedLM, optimizer: torch.optim.Optimizer, config: PretrainingConfig, state: Checkpoint | None, watch: Callable):
+        self.trained, self.optimizer, self.config, self.state, self.watch = trained, optimizer, config, state, watch
+        self.first = state.load(trained.model, optimizer) if state else 0
+        notes = load_record(state.path, "training", with_tensors=False)[1].get("notes", {}) if self.first else {}
+        self.losses, self.points = deque(notes.get("losses", ()), 100), notes.get("course", [])
+        if self.first:
+            self.tell(self.first)
+
+    def tell(self, done: int) -> None:
+        self.points.append({"step": done, "loss": sum(self.losses) / len(self.losses) if self.losses else None})
+        self.watch(self.points, self.trained)
+
+    def after_step(self, done: int) -> None:
+        if done % self.config.checkpoint_every and done != self.config.steps:
+            return
+        if self.state:
+            self.state.save(self.trained.model, self.optimizer, done, losses=[*self.losses], course=self.points)
+        self.tell(done)
+
 # %% ../nbs/2_data/04_pretraining.ipynb #pretrain
 def pretrain(
     masked_lm: MaskedLM,  # stays as it is
-    sentences: Sequence[str | Evidence],  # text; of an evidence the object is hidden
+    sentences: Sequence[str | Evidence | EncodedEvidence],  # text; of an evidence the object is hidden
     config: PretrainingConfig = PretrainingConfig(),
     checkpoint: str | Path | None = None,  # file to keep the run's state in; yours to remove when the result is safe
     workers: int = 0,  # processes that make batches ahead
-    watch: Callable[[int, MaskedLM], None] = lambda done, trained: None,  # called every `checkpoint_every` steps and after the last
+    watch: Callable[[list[dict], MaskedLM], None] = lambda course, trained: None,  # called every `checkpoint_every` steps, after the last, and where a run goes on
 ) -> tuple[MaskedLM, list[float]]:  # the trained copy, and the loss of each step of this call
     "Train a copy of a model by masked language modelling; resumes from `checkpoint`."
     trained = copy_with_own(masked_lm)
-    encoded = _encode_sentences(trained, sentences, config.max_length)
+    encoded = encode_sentences(trained, sentences, config.max_length)
     optimizer = torch.optim.AdamW(trained.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     state = None if checkpoint is None else Checkpoint(checkpoint, _describe_run(trained, encoded, config), config.checkpoint_every)
-    first = state.load(trained.model, optimizer) if state else 0
-    batches = iter(DataLoader(_Batches(encoded, trained.tokenizer, config), None, sampler=range(first, config.steps), num_workers=workers))
+    course = _Course(trained, optimizer, config, state, watch)
+    batches = iter(DataLoader(_Batches(encoded, trained.tokenizer, config), None, sampler=range(course.first, config.steps), num_workers=workers))
 
     def compute_loss(step: int) -> torch.Tensor:
         batch = next(batches).to(trained.device)
         with _in_bfloat16(trained.device) if config.bfloat16 else contextlib.nullcontext():
-            return slot_loss(trained, batch)
-
-    def after_step(done: int) -> None:
-        if done % config.checkpoint_every and done != config.steps:
-            return
-        if state:
-            state.save(trained.model, optimizer, done)
-        watch(done, trained)
+            loss = slot_loss(trained, batch)
+        course.losses.append(loss.item())
+        return loss
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]
     losses = train_steps(
-        trained.model, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm, first, after_step, "pretraining",
+        trained.model, optimizer, compute_loss, rates, config.seed, config.dropout, config.max_gradient_norm, course.first, course.after_step, "pretraining",
     )
     return trained, losses

@@ -24,7 +24,7 @@ from pooch import file_hash
 from tqdm import tqdm
 
 import modmem
-from .artefacts import Artefact
+from .artefacts import Artefact, list_artefacts
 from .files import write_atomically
 from .finetuning import ProgressLog
 from .page import build_report
@@ -32,6 +32,7 @@ from .rows import COSTS, load_results
 from .runs import Run
 from .starts import Places
 from .sweep import run_sweep, shard
+from .tables import TITLES
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #compute-rows
 def compute_rows(
@@ -50,32 +51,34 @@ def compute_rows(
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #write-rows
 def _write_rows(path: Path, table: pd.DataFrame) -> None:
-    "Write rows to a csv; what it has of other rows is kept."
+    "Write rows to a csv; what it has of other rows is kept, and a finished row where the new one failed."
     if path.exists():
-        before = load_results(rows=path)
-        table = pd.concat([table, before[~before["key"].isin(table["key"])]])
+        table = pd.concat([table, load_results(rows=path)])
     with write_atomically(path) as temporary:
         table.to_csv(temporary, index=False)
         load_results(rows=temporary).to_csv(temporary, index=False)
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #fingerprint
-def _fingerprint(artefact: Artefact, table: pd.DataFrame, known: Path) -> str:
-    "Hash everything that an artefact is made from."
+def _fingerprint(artefact: Artefact, table: pd.DataFrame) -> str:
+    "Hash everything that an artefact is made from; the table has its rows, and perhaps others."
     package = Path(modmem.__file__).parent
     sources = [*package.glob("*.py"), *package.glob("data/*.*"), *package.glob("published/*.csv"), *package.parent.glob("figures/published/*.csv")]
     options = {name: value for name, value in artefact.options.items() if name not in ("jobs", "engine", "scheduler", "retries")}
     digest = hashlib.sha256(repr((artefact.name, sorted(artefact.parameters.items()), sorted(options.items()))).encode())
     for path in [artefact.path, *sorted(sources)]:
         digest.update(path.read_bytes())
-    rows = table[table["key"].isin({run.key for run in artefact.runs})]
-    rows = rows if artefact.runs else load_results(rows=known) if known.exists() else rows
-    digest.update(rows.drop(columns=[*COSTS], errors="ignore").sort_values("key").to_csv(index=False).encode())
+    rows = table[table["key"].isin({run.key for run in artefact.runs})] if artefact.runs else table
+    rows = rows.sort_values("key").loc[:, (rows.notna() & rows.ne("")).any()]  # whatever columns the others have
+    digest.update(rows.drop(columns=[*COSTS], errors="ignore").to_csv(index=False).encode())
     return digest.hexdigest()
 
 
 def _files(artefact: Artefact) -> list[Path]:
-    folder, ours = Path(artefact.options["output"]), re.compile(rf"{artefact.name}(_\w+)?\.\w+")
-    return sorted(path for path in folder.glob(f"{artefact.name}*") if ours.fullmatch(path.name))
+    "List what there is of an artefact: files of its name, and of each title without a notebook of its own that its notebook names."
+    code = "\n".join(cell.source for cell in nbformat.read(artefact.path, 4).cells if cell.cell_type == "code")
+    names = [artefact.name, *(title for title in TITLES if f'"{title}"' in code and title not in list_artefacts())]
+    ours = re.compile(rf"({'|'.join(names)})(_\w+)?\.\w+")
+    return sorted(path for path in Path(artefact.options["output"]).glob("*") if ours.fullmatch(path.name))
 
 
 def _is_current(artefact: Artefact, copy: Path, fingerprint: str) -> bool:
@@ -170,9 +173,9 @@ def _run_notebook(artefact: Artefact, copy: Path, kernel: str, fingerprint: str)
     return time.perf_counter() - began
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #run-notebooks
-def _run_notebooks(artefacts: Sequence[Artefact], table: pd.DataFrame, known: Path, jobs: int, copies: Path) -> dict[str, float | Exception]:
+def _run_notebooks(artefacts: Sequence[Artefact], table: pd.DataFrame, jobs: int, copies: Path) -> dict[str, float | Exception]:
     "Run the notebooks whose artefacts are not as they were: the seconds of each, or the error."
-    prints = {artefact.name: _fingerprint(artefact, table, known) for artefact in artefacts}
+    prints = {artefact.name: _fingerprint(artefact, table) for artefact in artefacts}
     stale = [artefact for artefact in artefacts if not _is_current(artefact, copies / f"{artefact.name}.ipynb", prints[artefact.name])]
 
     def attempt(artefact: Artefact) -> float | Exception:
@@ -193,24 +196,22 @@ def _run_notebooks(artefacts: Sequence[Artefact], table: pd.DataFrame, known: Pa
 @dataclass(frozen=True)
 class _Outcome:
     "What `reproduce` has done."
-    table: pd.DataFrame  # the rows of all artefacts
+    table: pd.DataFrame  # the rows of all artefacts, as they ended now
     seconds: dict[str, float]  # of each notebook that was run
     errors: dict[str, Exception]  # of each that failed
     files: dict[str, list[Path]]  # of each artefact
 
 
 def _tidy_up(output: Path, known: Path) -> None:
-    "Remove what a kill has left of files that were being written; refuse a rows.csv that is none before the work."
+    "Remove what a kill has left of our files, an hour ago or earlier; refuse a rows.csv that is none before the work."
+    names = "|".join(["rows", "report", *TITLES, *list_artefacts()])
+    ours = re.compile(rf"\.({names})(_\w+)?(\.\w+)\.[a-z0-9_]{{8}}\3")  # as `write_atomically` names them
     for path in output.glob(".*"):
-        if re.fullmatch(r"\.[\w.]+\.\w{8}(\.\w+)?", path.name):
-            path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            if ours.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > 3600:  # younger ones may be another process's
+                path.unlink()
     if known.exists():
         load_results(rows=known)
-
-
-def _read_known(artefact: Artefact, known: Path) -> Artefact:
-    "Let an artefact without rows of its own read those of all."
-    return artefact if artefact.runs or not known.exists() else replace(artefact, options={**artefact.options, "known_rows": str(known)})
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #reproduce
 def reproduce(
@@ -227,7 +228,9 @@ def reproduce(
     table = compute_rows(artefacts, store, jobs=jobs, **work)
     if len(table):
         _write_rows(known, table)
-    ends = _run_notebooks([_read_known(artefact, known) for artefact in artefacts], table, known, jobs, copies)
+    if known.exists():  # for those without rows of their own, and for rows that failed now and were finished before
+        artefacts = [replace(artefact, options={**artefact.options, "known_rows": str(known)}) for artefact in artefacts]
+    ends = _run_notebooks(artefacts, load_results(rows=known if known.exists() else None), jobs, copies)
     errors = {name: end for name, end in ends.items() if isinstance(end, Exception)}
     if len(errors) < len(artefacts):
         build_report(output)

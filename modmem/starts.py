@@ -73,6 +73,8 @@ class Data:
         for name in ("num_subjects", "max_evidences"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
+        if self.num_subjects is not None:
+            make_world(self.num_subjects, style=self.style)  # refuses more subjects than there are names
         if self.relations is not None:
             object.__setattr__(self, "relations", tuple(self.relations))
 

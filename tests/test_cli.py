@@ -123,6 +123,8 @@ BAD = {  # arguments -> what the line says; "E" is a good list of edits, "O" an 
     ("evaluate", "synthetic"): "expected exactly one of --trex DIR, --zsre FILE and --synthetic",
     ("evaluate", "synthetic", "--synthetic", "--zsre", "E"): "expected exactly one of",
     ("evaluate", "synthetic", "E", "--synthetic"): "expected either EDITS.jsonl or one of",
+    ("evaluate", "synthetic", "E", "--relations", "P19", "--download"): "--download and --relations go with a dataset",
+    ("edit", "synthetic", "E", *EDIT, "--max-drop", "1", "--output", "O"): "--max-drop goes with --guard",
     ("evaluate", "synthetic", "--synthetic", "--edit", "absent"): "'--edit': file 'absent' does not exist",
     ("evaluate", "synthetic", "--synthetic", "--edit", "E"): "edits.jsonl: expected a safetensors file",
     ("evaluate", "synthetic", "--zsre", "E"): "edits.jsonl:1: field 'input': missing",
@@ -186,12 +188,15 @@ for arguments in {[put_in_place(arguments) for arguments in BAD]!r}:
         ("new_object", "", "edits.jsonl:2: field 'new_object': expected a str that is not empty"),
         ("evidence", ["no slot"], "edits.jsonl:2: field 'evidence[0]': an evidence needs exactly one [MASK], found 0"),
         ("evidence", ["[MASK] [MASK]"], "edits.jsonl:2: field 'evidence[0]': an evidence needs exactly one [MASK], found 2"),
+        ("object", "baker " * 70, "edits.jsonl:2: field 'object': the object 'baker"),
+        ("object", "\u200b", "edits.jsonl:2: field 'object': the object '\\u200b' takes 0 pieces; there is room for 1 to 62; null stands for an object that nobody knows"),
         ("new_object", "xylophone \N{SNOWMAN}", "edits.jsonl:2: field 'new_object': this model's vocabulary cannot say"),
     ],
 )
 def test_a_bad_line_among_the_edits_is_named(run, edits, small_world, field, value, reason):
     write_edits(edits, edit_line(small_world), edit_line(small_world, 1) | {field: value})
-    assert one_line(*run("edit", "synthetic", edits, *EDIT, "--output", "output")).removeprefix(f"{edits.parent}/").startswith(reason)
+    for command in (["edit", "synthetic", edits, *EDIT, "--output", "output"], ["evaluate", "synthetic", edits]):
+        assert one_line(*run(*command)).removeprefix(f"{edits.parent}/").startswith(reason)
     assert [path.name for path in edits.parent.iterdir()] == ["edits.jsonl"]
 
 
@@ -420,6 +425,10 @@ def checkpoint_often(monkeypatch):
     monkeypatch.setattr(modmem.pretraining, "PretrainingConfig", partial(modmem.pretraining.PretrainingConfig, checkpoint_every=2))
 
 
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def interrupt_in_step(monkeypatch, step):
     import modmem.pretraining
 
@@ -443,10 +452,38 @@ def test_interrupted_pretraining_continues_to_the_same_model(run, tmp_path, monk
     assert not (tmp_path / "interrupted").exists() and (tmp_path / "interrupted.unfinished.safetensors").exists()
     other = [*command[:6], "6", *command[7:]]
     assert "other settings" in one_line(*run(*other, "interrupted"))
-    code, output, _ = run(*command, "interrupted")
-    assert code == 0 and re.search("^sentences +2\nsteps +3$", output, flags=re.MULTILINE)
-    assert (tmp_path / "interrupted" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:  # after the last state, and before the model is there
+        patch.setattr("modmem.masked_lm.save_masked_lm", lambda *arguments: interrupt())
+        assert run(*command, "interrupted") == (130, "", "modmem: 2 of 5 steps\nmodmem: 4 of 5 steps\nmodmem: 5 of 5 steps\n")
+    assert not (tmp_path / "interrupted").exists()
+    code, output, errors = run(*command, "interrupted")
+    assert code == 0 and re.search("^sentences +2\nleft out +0\nsteps +5$", output, flags=re.MULTILINE) and errors == "modmem: 5 of 5 steps\n"
+    for name in ("model.safetensors", "pretraining.json"):
+        assert (tmp_path / "interrupted" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list(tmp_path.glob("*.unfinished.*"))
+
+
+def test_an_interrupted_course_goes_on_with_its_losses_and_its_accuracies(run, tmp_path, monkeypatch, checkpoint_often):
+    (tmp_path / "corpus.txt").write_text("the sport of ada is chess .\n\nshe is a painter .\n", encoding="utf-8")
+    write_trex(tmp_path / "lama")
+    command = ["pretrain", "--corpus", "corpus.txt", "--init", "synthetic", "--steps", "6", "--trex", "lama", "--dropout", "0.2", "--output"]
+    assert run(*command, "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_in_step(patch, 6)
+        assert run(*command, "interrupted")[0] == 130
+    assert run(*command, "interrupted")[0] == 0
+    course, whole = (json.loads((tmp_path / name / "pretraining.json").read_text())["course"] for name in ("interrupted", "whole"))
+    assert course == whole and [point["step"] for point in course] == [2, 4, 6] and None not in course[0].values()
+
+
+def test_sentences_with_a_mask_of_their_own_are_left_out_and_counted(run, tmp_path):
+    command = ["pretrain", "--corpus", "corpus.txt", "--init", "synthetic", "--steps", "2", "--output", "made"]
+    (tmp_path / "corpus.txt").write_text("ada is [MASK] .\n\u200b\n", encoding="utf-8")
+    assert "corpus.txt: expected sentences that have pieces and no mask token to this model, found none" in one_line(*run(*command))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
+    (tmp_path / "corpus.txt").write_text("ada is [MASK] .\nshe is a painter .\n", encoding="utf-8")
+    code, output, errors = run(*command, "--json")
+    assert code == 0 and (json.loads(output)["sentences"], json.loads(output)["left_out"]) == (1, 1), errors
 
 
 def test_pretraining_tells_its_course_and_may_halve_the_weights(run, tmp_path, checkpoint_often):

@@ -10,10 +10,11 @@ from test_cli import FEW, edit_line, edits, one_line, run, saved, small_world, w
 from test_leniency import NO_MASK, trex_record, write_trex
 from tiny_models import WORLD, ask, tiny_albert, tiny_bert
 
+from modmem.editing import _match_facts
 from modmem.editor import Edit, ModificationConfig
 from modmem.edits import read_edits
 from modmem.evaluation import measure_accuracy, score_objects
-from modmem.facts import Evidence, Fact
+from modmem.facts import Benchmark, Evidence, Fact
 from modmem.files import DataError
 from modmem.guard import choose_settings, hold_out, list_blocks, make_guard, read_guard
 from modmem.masked_lm import hash_weights, load_masked_lm
@@ -51,6 +52,34 @@ def test_a_guard_leaves_out_what_is_edited_and_its_halves_share_no_fact():
     assert not {one.fact for one in split.choosing} & {one.fact for one in split.reporting}
     with pytest.raises(ValueError, match="a guard needs questions beside those of the edited facts, found 0"):
         make_guard([Evidence(fact, "so [MASK]") for fact in edited.modified_facts], edited)
+
+
+def test_a_guard_knows_an_edited_fact_however_its_letters_are_spelt(tmp_path):
+    composed, parts = "zo\u00e9 bryant", "zoe\u0301 bryant"
+    line = {"subject": composed, "relation": "sport", "object": "chess", "new_object": "golf", "evidence": [f"{composed} plays [MASK] ."]}
+    edited = read_edits(write_edits(tmp_path / "edits.jsonl", line))
+    asked = {"relation": "sport", "object": "caf\u0065\u0301", "test": [f"{parts} likes [MASK] ."]}
+    guard = read_guard(write_edits(tmp_path / "guard.jsonl", asked | {"subject": parts}, asked | {"subject": "ben"}))
+    assert [one.fact.subject for one in make_guard(guard.test, edited).reporting] == ["ben"]
+    assert guard.test[0].text == f"{composed} likes [MASK] ." and guard.test[0].subject_surface == composed and guard.facts[0].object == "caf\u00e9"
+    dataset = [Evidence(Fact("t", parts, "sport", "chess"), "so [MASK]"), Evidence(Fact("u", "ben", "sport", "chess"), "so [MASK]")]
+    assert [one.fact.id for one in make_guard(dataset, edited).reporting] == ["u"]
+
+
+def test_an_edit_is_found_in_a_dataset_that_spells_its_letters_otherwise():
+    facts = tuple(Fact(name, subject, "sport", "chess") for name, subject in (("t", "zoe\u0301 bryant"), ("u", "ben")))
+    line = {"id": "t", "subject": "zo\u00e9 bryant", "relation": "sport", "object": "chess", "new_object": "golf"}
+    found = _match_facts({"evidence": [line]}, Benchmark(facts, (), ()))
+    assert found == {facts[0]: replace(facts[0], object="golf")}
+
+
+def test_what_earlier_edits_changed_is_no_damage_of_a_later_one(run, tmp_path, small_world):
+    lists = [write_edits(tmp_path / f"{number}.jsonl", edit_line(small_world, number, new)) for number, new in enumerate(("calton", "dorton", "calton"))]
+    assert run("edit", "synthetic", lists[0], *FIRST, "--output", "1.safetensors")[0] == 0
+    assert run("edit", "synthetic", lists[1], "--onto", "1.safetensors", *FIRST[4:], "--output", "2.safetensors")[0] == 0
+    guard = write_edits(tmp_path / "guard.jsonl", *(guard_line(small_world, 8 * number) for number in range(5)))
+    code, output, errors = run("edit", "synthetic", lists[2], "--onto", "2.safetensors", *FIRST[4:], "--guard", guard, "--max-drop", "100", "--json", "--output", "3.safetensors")
+    assert code == 0 and json.loads(output)["guard"]["questions"] == 2, errors
 
 
 def test_a_search_never_sees_a_test_phrasing_nor_the_other_half():
@@ -237,10 +266,11 @@ def test_half_an_edit_is_half_the_file_and_needs_its_base_to_be_undone(run, edit
 
 def test_three_edits_are_stacked_in_one_ball_listed_and_removed_in_any_order(run, tmp_path, small_world):
     lists = [write_edits(tmp_path / f"{number}.jsonl", edit_line(small_world, number, new)) for number, new in enumerate(("calton", "dorton", "calton"))]
-    assert run("edit", "synthetic", lists[0], *FIRST, "--output", "1.safetensors")[0] == 0
+    code, _, errors = run("edit", "synthetic", lists[0], *FIRST, "--output", "1.safetensors")
+    assert code == 0 and "2 steps at learning rate 0.003 hardly reach the radius 0.01" in errors
     for number in (1, 2):
         code, output, errors = run("edit", "synthetic", lists[number], "--onto", f"{number}.safetensors", *FIRST[4:], "--output", f"{number + 1}.safetensors", "--json")
-        assert code == 0, errors
+        assert code == 0 and "hardly reach" not in errors, errors  # the first one came near the edge
         models = {key: load_edit(f"{one}.safetensors").apply_to_copy(load_masked_lm("synthetic")) for key, one in (("before", number), ("after", number + 1))}
         earlier = [sentence for one in lists[:number] for sentence in read_edits(one).modified_train]
         assert json.loads(output)["earlier_edits_accuracy"] == {key: measure_accuracy(model, earlier) for key, model in models.items()}
@@ -281,6 +311,14 @@ def test_a_conflict_names_both_lines(run, edits, saved, small_world):
 def test_a_stack_keeps_to_the_ball_of_its_first_edit(run, edits, saved, small_world, options, name):
     other = write_edits(edits.with_name("other.jsonl"), edit_line(small_world, 2))
     assert f"keeps to the ball of its first edit, with {name}" in one_line(*run("edit", "synthetic", other, "--onto", saved, *options, "--output", "o"))
+
+
+def test_a_stack_takes_the_norm_of_its_first_edit_unless_one_is_given(run, edits, small_world):
+    other = write_edits(edits.with_name("other.jsonl"), edit_line(small_world, 2))
+    assert run("edit", "synthetic", edits, "--blocks", "0", "--norm", "l2", "--radius", "0.5", "--steps", "2", "--output", "first.safetensors")[0] == 0
+    code, _, errors = run("edit", "synthetic", other, "--onto", "first.safetensors", "--steps", "2", "--output", "second.safetensors")
+    assert code == 0 and [layer["config"]["norm"] for layer in list_layers(load_edit("second.safetensors").record)] == ["l2", "l2"], errors
+    assert "with norm l2, not linf" in one_line(*run("edit", "synthetic", other, "--onto", "first.safetensors", "--norm", "linf", "--output", "o"))
 
 
 def test_an_edit_of_another_kind_is_not_replayed():

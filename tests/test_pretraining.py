@@ -13,7 +13,7 @@ from modmem.facts import MASK
 from modmem.files import DataError
 from modmem.batches import EncodedEvidence
 from modmem.finetuning import slot_loss
-from modmem.pretraining import PretrainingConfig, _encode_sentences, _mask_pieces, pretrain, reinitialize
+from modmem.pretraining import PretrainingConfig, _mask_pieces, encode_sentences, pretrain, reinitialize
 
 TEXT = [one.text.replace(MASK, one.fact.object) for one in WORLD.train[:60]]
 CONFIG = PretrainingConfig(steps=12, batch_size=8, learning_rate=2e-3, pool=3, checkpoint_every=4)
@@ -35,7 +35,7 @@ def whole(bert):
 
 def many_masked(masked_lm, repeats=300):
     "Plain sentences masked many times: pairs of the sentence and what became of it."
-    plain = _encode_sentences(masked_lm, TEXT[:20], 128)
+    plain = encode_sentences(masked_lm, TEXT[:20], 128)
     generator = torch.Generator().manual_seed(0)
     return [(one, _mask_pieces(one, masked_lm.tokenizer, 0.15, generator)) for _ in range(repeats) for one in plain]
 
@@ -69,13 +69,13 @@ def test_pieces_put_in_at_random_come_from_the_whole_vocabulary(bert):
 
 def test_sentences_end_where_the_settings_say(bert):
     long = " ".join(["ada was born in barton"] * 30)
-    [plain, salient] = _encode_sentences(bert, [long, ask(f"{long} {MASK} {long}", "barton")], max_length=20)
+    [plain, salient] = encode_sentences(bert, [long, ask(f"{long} {MASK} {long}", "barton")], max_length=20)
     assert len(plain.input_ids) == 20
     assert len(salient.input_ids) == 20 and salient.input_ids[salient.slots[0]] == bert.tokenizer.mask_token_id
 
 
 def test_of_an_evidence_the_object_is_hidden_and_nothing_else(bert):
-    [encoded] = _encode_sentences(bert, [WORLD.train[0]], 128)
+    [encoded] = encode_sentences(bert, [WORLD.train[0]], 128)
     assert _mask_pieces(encoded, bert.tokenizer, 0.9, torch.Generator()) is encoded and [encoded] == bert.encode([WORLD.train[0]])
 
 
@@ -292,6 +292,6 @@ def test_a_document_is_cut_before_it_is_tokenized():
 
     tokenizer, masked_lm.tokenizer = masked_lm.tokenizer, Watch()
     document = " ".join(["ada ( the painter ) was born in barton ."] * 10_000)
-    [encoded] = _encode_sentences(masked_lm, [document], 24)
+    [encoded] = encode_sentences(masked_lm, [document], 24)
     assert encoded.input_ids == tokenizer(document, truncation=True, max_length=24)["input_ids"] and len(encoded.input_ids) == 24
     assert [len(text) < 400 for text in given] == [True]

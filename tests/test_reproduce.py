@@ -18,10 +18,10 @@ import pandas as pd
 import psutil
 import pytest
 from forks import start_fork
-from mini_notebooks import here, notebooks, run, start_command, whole, write_notebook  # noqa: F401
+from mini_notebooks import PLACES, here, notebooks, run, start_command, whole, write_notebook  # noqa: F401
 from paper_notebooks import execute_here
 
-from modmem import cli, reproduce
+from modmem import artefacts, cli, reproduce
 from modmem.artefacts import choose_artefacts, list_artefacts, list_runs
 from modmem.files import exclusively
 from modmem.rows import COSTS, load_results
@@ -126,6 +126,20 @@ def assert_among(rows, every):
     pd.testing.assert_frame_equal(rows, every.dropna(axis=1, how="all"))
 
 
+def test_what_a_notebook_saves_under_another_name_is_its_too(run, monkeypatch, tmp_path, without_kernel):
+    save = """from pathlib import Path
+Path(places["output"]).mkdir(parents=True, exist_ok=True)
+for name in ("figure_3", "questions_rates"):
+    (Path(places["output"]) / f"{name}.csv").write_text(name)"""
+    write_notebook(tmp_path / "nbs" / "paper" / "figure_3.ipynb", parameters=PLACES, save=save)
+    monkeypatch.setattr(artefacts, "_notebooks", lambda: tmp_path / "nbs")
+    for left, note in ((), ""), (["figure_3.csv", "questions_rates.csv"], " (as it was)"), (["figure_3.csv"], ""):
+        for path in Path("figures/synthetic").glob("*.csv"):
+            path.unlink() if path.name not in left else None
+        code, output, errors = run("figure_3")
+        assert code == 0 and re.search(f"^figure_3 +figure_3.csv questions_rates.csv{re.escape(note)}$", output, flags=re.MULTILINE), (output, errors)
+
+
 def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whole, run, monkeypatch, without_kernel):
     for sign in ("_runs/paper/*.json", "figures/synthetic/rows.csv"):  # during the rows, and during the notebook
         with monkeypatch.context() as patch:
@@ -137,12 +151,26 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_files(whol
         os.kill(command, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]) == -signal.SIGKILL
         assert not Path("figures/synthetic/tradeoff.csv").exists()
-    Path("figures/synthetic/.tradeoff.json.a1b2c3d4.json").touch()  # what a kill can leave of a file that is being written
+    left = Path("figures/synthetic/.tradeoff.json.a1b2c3d4.json")  # what a kill can leave of a file that is being written
+    left.touch()
+    os.utime(left, (0, 0))
     code, _, errors = run("tradeoff")
     files, expected = contents(), contents(whole / "figures" / "synthetic")
     assert code == 0 and set(files) == {"tradeoff.csv", "rows.csv", "report.html"}, errors
     assert files["tradeoff.csv"] == expected["tradeoff.csv"]
     assert_among(results(), results(whole / "figures" / "synthetic"))
+
+
+def test_what_a_kill_has_left_goes_and_nothing_of_the_users_or_of_another_process(tmp_path):
+    ours = [".rows.csv.a1b2c3d4.csv", ".report.html.________.html", ".table_3.json.abcdefgh.json", ".tradeoff_dial.svg.abcd1234.svg", ".questions_rates.md.abcdefgh.md"]
+    others = [".env.template", ".env.defaults", ".npmrc.settings.json", ".notes.csv.abcdefgh.csv", ".table_3.csv.ABCDEFGH.csv", ".table_3.csv.abcdefgh.md", "table_3.csv"]
+    for name in (*ours, *others, ".rows.csv.iswritin.csv"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0)) if name != ".rows.csv.iswritin.csv" else None
+    (tmp_path / ".rows.csv.a_folder.csv").mkdir()
+    os.utime(tmp_path / ".rows.csv.a_folder.csv", (0, 0))
+    reproduce._tidy_up(tmp_path, tmp_path / "rows.csv")
+    assert {path.name for path in tmp_path.iterdir()} == {*others, ".rows.csv.iswritin.csv", ".rows.csv.a_folder.csv"}
 
 
 def test_a_full_disk_stops_a_sweep_in_one_line_and_no_row_is_lost(whole, run, small_disk):
@@ -215,6 +243,17 @@ def test_rows_that_fail_are_counted_and_the_first_error_is_told(run, monkeypatch
     assert (load_results(rows="figures/synthetic/rows.csv")["status"] == "failed").all()
 
 
+def test_a_row_that_fails_takes_no_finished_ones_place(run, without_kernel):
+    assert run("table_3")[0] == 0
+    before, files = results(), contents()
+    shutil.copytree("_runs/paper/cache", "new/cache")
+    Path("figures/synthetic/table_3.csv").write_text("by hand\n")
+    code, output, _ = run("table_3", "--store", "new", "--row-timeout", "0.001")
+    assert code == 0 and "0 rows; 4 failed, the first with TimeoutError" in output
+    pd.testing.assert_frame_equal(results(), before)
+    assert contents()["table_3.csv"] == files["table_3.csv"]
+
+
 def test_a_notebook_that_fails_is_ours_and_stops_no_other(run, monkeypatch):
     def break_one(artefact, *arguments):
         if artefact.name == "table_3":
@@ -284,8 +323,8 @@ def test_what_rows_cost_makes_no_other_fingerprint(whole):
     table, other = load_results(rows=known), Path("rows.csv")
     table.assign(seconds=7.0, peak_gb=7.0).to_csv(other, index=False)
     for artefact in artefacts:
-        prints = [reproduce._fingerprint(artefact, load_results(rows=path), path) for path in (known, other)]
-        assert prints[0] == prints[1] != reproduce._fingerprint(artefact, table[:0], Path("none.csv"))
+        prints = [reproduce._fingerprint(artefact, load_results(rows=path)) for path in (known, other)]
+        assert prints[0] == prints[1] != reproduce._fingerprint(artefact, table[:0])
 
 
 def test_sigterm_ends_it_and_its_processes_and_says_how_to_go_on(notebooks, run, tmp_path):
@@ -408,6 +447,8 @@ def test_a_dry_run_counts_rows_and_computes_none(whole, run, monkeypatch):
         (["-p", "seeds", "['1e-3']"], "write 0.001"),
         (["-p", "seeds"], "-p seeds: expected list"),
         (["-p", "learning_rate", "-1"], "table_3: these parameters make no rows: learning_rate must be a number above 0"),
+        *((["table_3", "-p", "num_subjects", number, *look], "table_3: these parameters make no rows: " + reason)
+          for look in ([], ["--dry-run"]) for number, reason in (("400000", "expected between 1 subject and as many people as there are names"), ("0", "num_subjects must be"))),
         (["-p", "benchmark", "trex"], "table_3 asks for rows on trex, which needs --trex"),
         (["--scale", "huge"], "'--scale': 'huge' is not one of 'synthetic', 'tiny', 'minilm', 'small', 'paper'"),
         (["--scale", "small", "--full"], "--full goes with --scale synthetic"),
