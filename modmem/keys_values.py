@@ -177,15 +177,16 @@ class _Parts:
 # %% ../nbs/3_editors/03_keys_values.ipynb #score
 def _score(parts: _Parts, block: int, vectors: torch.Tensor, wanted: set[str]) -> Iterator[tuple[list[str], MaskedBatch, torch.Tensor]]:
     "Score the slots with its owner's vector added to the answer to each key."
-    place = None
+    masked_lm, place = parts.masked_lm, None
 
     def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         rows, columns, owners = place
         return output.flatten(0, -2).index_add(0, rows_of_keys(output, rows, columns), vectors[owners]).view_as(output)
 
-    with _hooked(parts.masked_lm, block, add):
-        for facts, batch, place in parts.batches(wanted):
-            yield facts, batch, parts.masked_lm(batch)
+    for facts, batch, place in parts.batches(wanted):
+        with _hooked(masked_lm, block, add):  # and not the head, which may come with a pass of its own
+            slots = masked_lm.read_slots(masked_lm.enter(batch), batch, batch.start)
+        yield facts, batch, masked_lm.score_slots(slots)
 
 
 def _add_gradients(parts: _Parts, block: int, vectors: torch.Tensor, wanted: set[str]) -> dict[str, float]:

@@ -34,7 +34,7 @@ def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
     seen = []
     with masked_lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         masked_lm.architecture.head(masked_lm.model)(slots)
-    return seen[0]
+    return seen[0].flatten(0, -2)[: len(slots)]  # a head with a pass of its own reads more
 
 
 _KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last block reads, what it writes at the slots, and the batch: (K, H)
@@ -281,7 +281,7 @@ class NeighborLM(MaskedLM):
         memory: NeighborMemory, rule: NearestWithin | Interpolation,
         index: Any = None,  # for approximate search: `search(queries, k)` as faiss has it
     ):
-        super().__init__(masked_lm.model, masked_lm.tokenizer)
+        super().__init__(masked_lm.model, masked_lm.tokenizer, masked_lm.architecture)
         if (found := hash_weights(masked_lm)) != memory.model_hash:
             raise ValueError(f"this memory has the states of the model with hash {memory.model_hash[:12]}, not {found[:12]}")
         self.memory, self.rule, self.index = memory, rule, index

@@ -52,7 +52,8 @@ def attribute_neurons(
             total, kept = 0.0, []
             for point in range(1, points + 1):
                 with layer.register_forward_pre_hook(_scale_keys(point / points, rows, columns, kept)):
-                    right = model(batch).softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
+                    states = model.read_slots(model.enter(batch), batch, batch.start)
+                right = model.score_slots(states).softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
                 total = total + torch.autograd.grad(right.sum(), kept[1])[0]
             for number, part in zip(positions, (kept[0] * total / points).split([len(slots[number]) for number in positions])):
                 found[number] = part
