@@ -29,10 +29,22 @@ __all__ = ['NEIGHBORS', 'find_nearest', 'NeighborMemory', 'build_memory', 'memor
            'NeighborLM', 'count_lost', 'NeighborConfig']
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #key-layers
+def _ffn_input(masked_lm: MaskedLM, read: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
+    "What the feed-forward part of the last block reads at the slots."
+    block, (name, _), seen = masked_lm.blocks[-1], masked_lm.architecture.ffn_names, []
+    if name not in dict(block.named_modules()):
+        raise ValueError(f"expected a last block with a layer {name!r}, to take keys from 'last_ffn_input'; {type(block).__name__} has none")
+    with block.get_submodule(name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+        masked_lm.run_blocks(read, batch, start=-1)
+    return seen[0][batch.rows, batch.columns]
+
+
 def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
     "What the head compares with the embedding of each piece."
-    seen = []
-    with masked_lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+    decoder, pieces, seen = masked_lm.model.get_output_embeddings(), masked_lm.model.get_input_embeddings().num_embeddings, []
+    if len(decoder.weight) != pieces:
+        raise ValueError(f"expected a last layer of the head with {pieces} pieces, to take keys from 'mlm_transform'; this one has {len(decoder.weight)}")
+    with decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         masked_lm.architecture.head(masked_lm.model)(slots)
     return seen[0].flatten(0, -2)[: len(slots)]  # a head with a pass of its own reads more
 
@@ -40,7 +52,7 @@ def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
 _KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last block reads, what it writes at the slots, and the batch: (K, H)
     "last_hidden": lambda masked_lm, read, written, batch: written,
     "penultimate": lambda masked_lm, read, written, batch: read[batch.rows, batch.columns],
-    "last_ffn_input": lambda masked_lm, read, written, batch: masked_lm.blocks[-1].attention(read, batch.attention_mask)[0][batch.rows, batch.columns],
+    "last_ffn_input": lambda masked_lm, read, written, batch: _ffn_input(masked_lm, read, batch),
     "mlm_transform": lambda masked_lm, read, written, batch: _decoder_input(masked_lm, written),
 }
 

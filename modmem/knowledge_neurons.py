@@ -122,8 +122,9 @@ def modify_neurons(
 ) -> Edit:
     "Rewrite the columns of the neurons that the old objects hang on."
     words = nn.functional.normalize(masked_lm.model.get_output_embeddings().weight.detach(), dim=1)
-    if words.shape[1] != masked_lm.model.config.hidden_size:
-        raise ValueError(f"neurons speak in states of {masked_lm.model.config.hidden_size}, this model's words have {words.shape[1]}")
+    pieces, size = masked_lm.model.get_input_embeddings().num_embeddings, masked_lm.model.config.hidden_size
+    if words.shape != (pieces, size):
+        raise ValueError(f"neurons speak in states of {size}: expected output embeddings of shape {(pieces, size)}, found {tuple(words.shape)}")
     old = {fact.id: fact for fact in modified_benchmark.modified_facts}
     with torch.enable_grad():
         neurons = find_neurons(masked_lm, [replace(one, fact=old[one.fact.id]) for one in modified_benchmark.modified_train], config)

@@ -214,6 +214,12 @@ def test_a_neuron_that_many_facts_share_is_none_of_theirs():
     assert all(count <= max(1, 0.1 * facts[relation]) for (relation, _), count in counts.items())
 
 
+@pytest.mark.parametrize("family", ["electra", "deberta-v3"])
+def test_words_of_another_size_than_the_states_or_in_no_layer_have_no_neurons(family):
+    with pytest.raises(ValueError, match="neurons speak in states of 32: expected output embeddings of shape"):
+        edit_facts(tiny_family(family), MODIFIED, CONFIGS["neurons"])
+
+
 def test_the_rank_of_a_low_rank_edit_is_at_most_that():
     masked_lm = tiny_bert()
     edit = modify_low_rank(masked_lm, MODIFIED, CONFIGS["LoRA"])

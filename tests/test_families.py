@@ -290,7 +290,7 @@ def test_every_editor_and_a_memory_work_by_the_name_of_the_blocks_as_they_do_by_
         assert values[1].loss == pytest.approx(values[0].loss, rel=1e-3)
     for config in (MemitConfig(2, values=few), AlphaEditConfig(1, values=few), NeuronConfig(points=2, evidences=1)):
         assert edit_facts(watched, MODIFIED, config).apply_to_copy(watched).answers(evidence) == edit_facts(known, MODIFIED, config).apply_to_copy(known).answers(evidence)
-    for layer in ("last_hidden", "penultimate", "mlm_transform"):
+    for layer in knn_lm._KEY_LAYERS:
         memories = [knn_lm.build_memory(model, evidence, layer) for model in (known, watched)]
         torch.testing.assert_close(memories[0].keys, memories[1].keys, rtol=1e-4, atol=1e-5)
         neighbors = knn_lm.NeighborLM(watched, memories[1], knn_lm.NearestWithin(1e-2))

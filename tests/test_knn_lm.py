@@ -1,4 +1,6 @@
 """Eq. 10 to the letter, neighbours as exact as float64 finds them, and a memory that is the same from its file."""
+import contextlib
+import dataclasses
 import math
 import resource
 
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial import KDTree
+from tiny_families import FAMILIES, tiny_family
 from tiny_models import TINY, WORLD, ask, tiny_bert
 
 from modmem import knn_lm
@@ -141,6 +144,34 @@ def test_the_layers_are_the_states_of_transformers_own_forward_pass(family):
             keys = torch.stack([slots[batch.rows == row].mean(0) for row in range(3)])
             found = knn_lm._compute_keys(masked_lm, batch, layer)[0]
         torch.testing.assert_close(found, keys, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_s_keys_are_what_its_own_layers_read(family):
+    masked_lm = tiny_family(family)
+    batch = masked_lm.batch(masked_lm.encode(MODIFIED.modified_train[:6]))
+    layers, seen = {"last_ffn_input": masked_lm.blocks[-1].get_submodule(masked_lm.architecture.ffn_names[0])}, {}
+    if family == "deberta-v3":  # whose head multiplies with the word embeddings, in no layer
+        with pytest.raises(ValueError, match="expected a last layer of the head with 244 pieces"):
+            knn_lm._compute_keys(masked_lm, batch, "mlm_transform")
+    else:
+        layers["mlm_transform"] = masked_lm.model.get_output_embeddings()
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        for name, module in layers.items():
+            hooks.enter_context(module.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given[0])))
+        masked_lm.model(batch.input_ids, attention_mask=None if batch.attention_mask is None else batch.attention_mask[:, 0, 0].long())
+    for layer, states in seen.items():
+        slots = states[batch.rows, batch.columns]
+        keys = torch.stack([slots[batch.rows == row].mean(0) for row in range(6)])
+        with torch.no_grad():
+            torch.testing.assert_close(knn_lm._compute_keys(masked_lm, batch, layer)[0], keys, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_without_a_layer_of_that_name_has_no_such_keys():
+    masked_lm = tiny_bert()
+    masked_lm.architecture = dataclasses.replace(masked_lm.architecture, ffn_names=("wide", "narrow"))
+    with pytest.raises(ValueError, match="expected a last block with a layer 'wide', to take keys from 'last_ffn_input'; BertLayer has none"):
+        build_memory(masked_lm, ONE_PIECE[:1], "last_ffn_input")
 
 
 def test_dropout_is_off_while_a_memory_is_built_and_the_mode_is_left_as_found(bert, memory):
