@@ -240,7 +240,7 @@ def relink_facts(
             inserted.add(tuple(key))
         else:
             old_row, before = fae.names.entity_rows.get(_object_id(old), -1), int(fae.memory.replaced[place])
-            if old_row not in tails[place] or new_row in tails[place]:
+            if old_row < 0 or old_row not in tails[place] or new_row in tails[place]:  # -1 fills up tails
                 raise ValueError(f"the memory does not say {old.object!r} but not {new.object!r} of ({old.subject}, {old.relation})")
             column = tails[place].index(old_row)
         tails[place][column] = new_row

@@ -245,6 +245,19 @@ def test_which_loss_trains_what():
     assert "tail_query.weight" in gradients(pairs, ["answer"])
 
 
+def test_an_unknown_old_object_is_no_empty_place():
+    facts = WORLD.facts[:8]
+    more = replace(facts[0], id="more", object=next(one.object for one in WORLD.facts if one.relation == facts[0].relation and one.object != facts[0].object))
+    some = Benchmark((*facts, more), (), ())
+    fae = tiny_fae(memory=build_memory(some, name_entities(WORLD)))
+    assert fae.memory.tails.shape[1] == 2 and fae.memory.tails.min() == -1  # one fact has two objects, the others an empty place
+    old = facts[1]
+    new = replace(old, object=next(one.object for one in WORLD.facts if one.relation == old.relation and one.object != old.object))
+    with pytest.raises(ValueError, match="does not say 'atlantis'"):
+        relink_facts(fae, {replace(old, object="atlantis"): new})
+    assert relink_facts(fae, {old: new}).links["column"].tolist() == [0]
+
+
 def replace_tails(fae, size):
     "The same FaE with another entity in every set of objects."
     twin = copy_fae(fae)
