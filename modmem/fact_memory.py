@@ -161,7 +161,8 @@ def _relink(memory: FactMemory, links: Mapping[str, torch.Tensor]) -> FactMemory
     tails = torch.nn.functional.pad(memory.tails, (0, 0, 0, len(new)), value=-1)
     replaced = torch.nn.functional.pad(memory.replaced, (0, len(new)), value=-1)
     tails[links["place"], links["column"]] = links["new"]
-    replaced[links["place"]] = torch.where(links["before"] < 0, links["old"], links["before"])
+    back = links["before"] == links["new"]  # the first object again: it is replaced by none
+    replaced[links["place"]] = torch.where(links["before"] < 0, links["old"], links["before"]).masked_fill(back, -1)
     return FactMemory(torch.cat([memory.keys, new]), tails, replaced)
 
 
