@@ -160,11 +160,11 @@ class _Parts:
 
     def __init__(self, masked_lm: MaskedLM, evidence: Sequence[Evidence], key: str, owners: dict[tuple[str, int], int] | None = None):
         self.masked_lm, self.facts = masked_lm, [sentence.fact.id for sentence in evidence]
-        self.counts = Counter(self.facts)
         self.encoded, places = masked_lm.encode(evidence), find_places(masked_lm, evidence, key)
         named = [[(fact, number) for number in range(len(found))] for fact, found in zip(self.facts, places)]
         self.owners = owners or {name: number for number, name in enumerate(dict.fromkeys(name for names in named for name in names))}
         self.owned = [[self.owners[name] for name in names if name in self.owners] for names in named]
+        self.counts = Counter(fact for fact, owned in zip(self.facts, self.owned) if owned)  # sentences without a key are not asked
         self.places = [found[: len(owned)] for found, owned in zip(places, self.owned)]
 
     def batches(self, wanted: set[str]) -> Iterator[tuple[list[str], MaskedBatch, tuple]]:

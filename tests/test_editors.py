@@ -161,6 +161,15 @@ def test_the_subjects_key_is_its_last_piece_and_of_no_use_in_the_last_block():
     assert edit.record["outcome"]["num_keys"] == len(MODIFIED.modified_train)
 
 
+def test_sentences_without_a_key_are_not_counted_in_a_facts_loss():
+    masked_lm, fact = learnt(), next(iter(MODIFIED.modified_facts.values()))
+    evidence = [one for one in MODIFIED.modified_train if one.fact == fact]
+    others = [Evidence(fact, f"she is {word} {MASK} .") for word in ("in", "at", "of", "by", "from", "for")]
+    alone, beside = (find_values(masked_lm, some, 0, "subject") for some in (evidence, [*evidence, *others]))
+    assert alone.loss == pytest.approx(beside.loss, rel=1e-4) and len(alone.keys) == len(beside.keys) == len(evidence)
+    torch.testing.assert_close(beside.changes, alone.changes, rtol=1e-3, atol=1e-4)
+
+
 def test_a_moment_of_nothing_is_refused_and_the_ridge_makes_any_other_regular():
     masked_lm = tiny_bert()
     with pytest.raises(ValueError, match="no second moment: 0 keys"):
