@@ -55,10 +55,12 @@ def find_places(
 # %% ../nbs/3_editors/03_keys_values.ipynb #layer
 def rows_of_keys(
     states: torch.Tensor,  # (B, N, d), or (K, d) at the slots
-    rows: torch.Tensor, columns: torch.Tensor,  # (K,), sentence and token of each key
-) -> torch.Tensor:  # (K,)
+    batch: MaskedBatch,
+    rows: torch.Tensor, columns: torch.Tensor,  # (n,), sentence and token of each key
+) -> torch.Tensor:  # (n,)
     "Find keys among the states of a layer, taken as one list; the last block may have the slots only, in their order."
-    return torch.arange(len(rows), device=states.device) if states.dim() == 2 else rows * states.shape[1] + columns
+    places, slots = (some * batch.input_ids.shape[1] + tokens for some, tokens in ((rows, columns), (batch.rows, batch.columns)))
+    return torch.searchsorted(slots, places) if states.dim() == 2 else places
 
 
 @contextlib.contextmanager
@@ -94,7 +96,7 @@ def read_keys(
     with _hooked(reader, block, lambda layer, inputs, output: seen.append((inputs[0], output))):
         for positions, batch, rows, columns in batch_keys(reader, encoded, places):
             reader.read_slots(reader.enter(batch), batch, batch.start)
-            asked, answered = (states.flatten(0, -2)[rows_of_keys(states, rows, columns)] for states in seen.pop())
+            asked, answered = (states.flatten(0, -2)[rows_of_keys(states, batch, rows, columns)] for states in seen.pop())
             yield [number for number in positions for _ in places[number]], asked, answered
 
 # %% ../nbs/3_editors/03_keys_values.ipynb #second-moment
@@ -177,11 +179,11 @@ class _Parts:
 # %% ../nbs/3_editors/03_keys_values.ipynb #score
 def _score(parts: _Parts, block: int, vectors: torch.Tensor, wanted: set[str]) -> Iterator[tuple[list[str], MaskedBatch, torch.Tensor]]:
     "Score the slots with its owner's vector added to the answer to each key."
-    masked_lm, place = parts.masked_lm, None
+    masked_lm = parts.masked_lm
 
     def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         rows, columns, owners = place
-        return output.flatten(0, -2).index_add(0, rows_of_keys(output, rows, columns), vectors[owners]).view_as(output)
+        return output.flatten(0, -2).index_add(0, rows_of_keys(output, batch, rows, columns), vectors[owners]).view_as(output)
 
     for facts, batch, place in parts.batches(wanted):
         with _hooked(masked_lm, block, add):  # and not the head, which may come with a pass of its own

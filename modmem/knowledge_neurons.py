@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from .batches import MaskedBatch
 from .blocks import named_weights
 from .editor import Edit, make_edit
 from .facts import Evidence
@@ -24,12 +25,12 @@ from .modification import ModifiedBenchmark
 __all__ = ['attribute_neurons', 'NeuronConfig', 'find_neurons', 'modify_neurons']
 
 # %% ../nbs/3_editors/06_knowledge_neurons.ipynb #attribute
-def _scale_keys(share: float, rows: torch.Tensor, columns: torch.Tensor, kept: list) -> object:
+def _scale_keys(share: float, batch: MaskedBatch, rows: torch.Tensor, columns: torch.Tensor, kept: list) -> object:
     "A hook that puts a share of the keys in their place, and keeps both."
 
     def hook(layer: nn.Module, inputs: tuple) -> tuple:
         states = inputs[0].flatten(0, -2)
-        places = rows_of_keys(inputs[0], rows, columns)
+        places = rows_of_keys(inputs[0], batch, rows, columns)
         keys = states[places].detach()
         kept[:] = keys, (share * keys).requires_grad_()
         return (states.index_copy(0, places, kept[1]).view_as(inputs[0]),)
@@ -51,7 +52,7 @@ def attribute_neurons(
         for positions, batch, rows, columns in batch_keys(model, encoded, slots):
             total, kept = 0.0, []
             for point in range(1, points + 1):
-                with layer.register_forward_pre_hook(_scale_keys(point / points, rows, columns, kept)):
+                with layer.register_forward_pre_hook(_scale_keys(point / points, batch, rows, columns, kept)):
                     states = model.read_slots(model.enter(batch), batch, batch.start)
                 right = model.score_slots(states).softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
                 total = total + torch.autograd.grad(right.sum(), kept[1])[0]

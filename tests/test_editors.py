@@ -15,7 +15,7 @@ from modmem.editors import EDITORS, SequenceConfig, describe_edit, edit_facts, e
 from modmem.evaluation import evaluate
 from modmem.facts import MASK, Evidence, Fact
 from modmem.finetuning import FinetuningConfig, finetune
-from modmem.keys_values import ValueConfig, find_layer, find_places, find_values, mask_words, read_keys, second_moment
+from modmem.keys_values import ValueConfig, _Parts, _score, find_layer, find_places, find_values, mask_words, read_keys, second_moment
 from modmem.knowledge_neurons import NeuronConfig, attribute_neurons, find_neurons
 from modmem.low_rank import LowRankConfig, modify_low_rank
 from modmem.masked_lm import MaskedLM, copy_with_own
@@ -159,6 +159,23 @@ def test_the_subjects_key_is_its_last_piece_and_of_no_use_in_the_last_block():
         modify_by_keys(masked_lm, MODIFIED, MemitConfig(2, keys=KeyConfig("subject")))
     edit = modify_by_keys(learnt(), MODIFIED, MemitConfig(0, keys=KeyConfig("subject")))
     assert edit.record["outcome"]["num_keys"] == len(MODIFIED.modified_train)
+
+
+def test_a_vector_is_added_at_its_own_slots_also_where_a_plain_sentence_has_more():
+    masked_lm = tiny_family("roberta")  # an object has other pieces at the start of a sentence than inside
+    def count_slots(word):
+        return [len(one.slots) for one in masked_lm.encode([Evidence(Fact("x", "ada", "r", word), text) for text in (f"{MASK} is ada .", f"ada is a {MASK} .")])]
+
+    word, (first, inside) = next((word, slots) for word in sorted(masked_lm.tokenizer.get_vocab()) if word.isalpha() for slots in [count_slots(word)] if slots[0] < slots[1])
+    x, y, z = (Fact(*names, "r", label) for names, label in ((("x", "ada"), word), (("y", "bob"), "law"), (("z", "otto otto otto otto"), "law")))
+    parts = _Parts(masked_lm, [Evidence(x, f"{MASK} is ada ."), Evidence(y, f"bob is {MASK} ."), Evidence(z, f"otto is {MASK} .")], "mask")
+    plain = _Parts(masked_lm, [Evidence(fact, f"{fact.subject} is a {MASK} .") for fact in (x, y, z)], "mask", parts.owners)
+    vectors = torch.randn(len(parts.owners), 32, generator=torch.Generator().manual_seed(0))
+    for block in (1, 2):
+        [(facts, batch, scores)] = _score(plain, block, vectors, {"x", "y", "z"})
+        moved = (scores - masked_lm(batch)).abs().amax(1) > 1e-4
+        assert moved.tolist() == [block == 1 or facts[row] != "x" or number < first for row, number in zip(batch.rows, batch.numbers)]
+        assert facts.index("x") == 1 and len(moved) == 2 + inside
 
 
 def test_sentences_without_a_key_are_not_counted_in_a_facts_loss():
