@@ -189,7 +189,8 @@ class NeighborMemory:
     def measure(self, masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:  # (N,), float64; inf where no key fits
         "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10)."
         chunks = _key_chunks(masked_lm, evidence, self.layer)
-        return torch.cat([self.find(keys.to(masked_lm.device), num_slots.to(masked_lm.device))[0][:, 0].cpu() for keys, num_slots in chunks])
+        distances = [self.find(keys.to(masked_lm.device), num_slots.to(masked_lm.device))[0][:, 0].cpu() for keys, num_slots in chunks]
+        return torch.cat([torch.empty(0, dtype=torch.float64), *distances])
 
     @classmethod
     def load(cls, directory: str | Path) -> NeighborMemory:
@@ -348,13 +349,15 @@ _SCALE_QUESTIONS = 2048  # training sentences of unmodified facts, to say what a
 
 def _remember(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: NeighborConfig) -> tuple[NeighborLM, dict]:
     "Give the model a memory; its size, epsilon, and the percentage of unmodified training sentences within."
+    pool, epsilon = modified_benchmark.unmodified_train, config.epsilon
+    if epsilon is None and not pool:
+        raise ValueError("epsilon_quantile is a share of the training sentences of unmodified facts, and there are none: give epsilon")
     memory = build_memory(masked_lm, memory_evidence(modified_benchmark, config.remembered), config.key_layer)
-    pool = modified_benchmark.unmodified_train
     chosen = Random(f"scale {config.seed}").sample(range(len(pool)), min(_SCALE_QUESTIONS, len(pool)))
-    scale, epsilon = memory.measure(masked_lm, [pool[position] for position in chosen]), config.epsilon
+    scale = memory.measure(masked_lm, [pool[position] for position in chosen])
     if epsilon is None:
         epsilon = scale.quantile(config.epsilon_quantile, interpolation="lower").item()
-    within = 100 * (scale < epsilon).double().mean().item()
+    within = 100 * (scale < epsilon).double().mean().item()  # NaN: of no sentences
     return NeighborLM(masked_lm, memory, NearestWithin(epsilon)), {"num_keys": len(memory.keys), "epsilon_used": epsilon, "within_epsilon": within}
 
 

@@ -100,6 +100,8 @@ def find_neurons(
     config: NeuronConfig = NeuronConfig(),
 ) -> dict[tuple[str, int], list[tuple[int, int]]]:  # fact id and slot -> block and neuron
     "Find the neurons that each fact hangs on."
+    if not evidence:
+        raise ValueError("there are no sentences to find neurons in")
     asked = [one for some in _group(evidence).values() for one in some[: config.evidences]]
     blocks = [attribute_neurons(masked_lm, asked, block, config.points) for block in range(len(masked_lm.blocks))]
     width, together = blocks[0].shape[1], torch.cat(blocks, dim=1)

@@ -1,4 +1,5 @@
 """Editors of one matrix: their algebra, their places, and that each is an edit like any other."""
+import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -137,6 +138,15 @@ def test_a_change_is_no_longer_than_the_clamp_and_a_learnt_fact_is_left_alone():
     assert not find_values(masked_lm, WORLD.train[:5], 2, config=ValueConfig(enough=1e9)).changes.any()
 
 
+@pytest.mark.parametrize("config", [MemitConfig(2), AlphaEditConfig(2)])
+def test_where_all_is_said_already_nothing_changes_and_nothing_is_missed(config):
+    masked_lm = learnt()
+    edit = modify_by_keys(masked_lm, MODIFIED, replace(config, values=ValueConfig(enough=1e9)))
+    outcome = edit.record["outcome"]
+    assert outcome["missed"] == 0.0 == outcome["max_change"] and edit.record["edited_hash"] == edit.record["base_hash"]
+    assert json.loads(json.dumps(outcome, allow_nan=False)) == outcome
+
+
 def test_an_object_of_two_pieces_is_answered_at_both_slots():
     masked_lm = learnt()
     two = next(one for one in WORLD.facts if len(masked_lm.encode([Evidence(one, MASK)])[0].slots) == 2)
@@ -163,6 +173,7 @@ def test_the_subjects_key_is_its_last_piece_and_of_no_use_in_the_last_block():
 
 def test_a_vector_is_added_at_its_own_slots_also_where_a_plain_sentence_has_more():
     masked_lm = tiny_family("roberta")  # an object has other pieces at the start of a sentence than inside
+
     def count_slots(word):
         return [len(one.slots) for one in masked_lm.encode([Evidence(Fact("x", "ada", "r", word), text) for text in (f"{MASK} is ada .", f"ada is a {MASK} .")])]
 
@@ -330,6 +341,8 @@ def test_no_setting_takes_the_place_of_what_a_row_is_told_by():
         (lambda: KeyConfig("slot"), "key must be"), (lambda: KeyConfig(statistics="text"), "statistics must be"),
         (lambda: LowRankConfig(0, 0), "rank must be"), (lambda: SequenceConfig(MemitConfig(0), 0), "facts_at_once must be"),
         (lambda: modify_by_keys(tiny_bert(), MODIFIED, MemitConfig([0, 1])), "expected its index"), (lambda: ValueConfig(clamp=0), "clamp must be"),
+        *((lambda name=name: edit_facts(tiny_bert(), replace(MODIFIED, modified_train=()), CONFIGS[name]), message) for name, message in
+          (("neurons", "there are no sentences"), ("MEMIT", "no key found in 0 sentences"), ("LoRA", "there are no sentences"), ("FT-L", "there are no sentences"))),
         (lambda: edit_facts(tiny_bert(), MODIFIED, TRAINING), "the settings must be one of"),
     ],
 )

@@ -460,6 +460,14 @@ def test_a_trial_with_a_memory_says_how_large_and_how_near(bert):
     assert all_sentences["num_keys"] == len(WORLD.train)
 
 
+def test_a_given_epsilon_needs_no_unmodified_sentence(bert):
+    alone = dataclasses.replace(MODIFIED, unmodified_train=(), unmodified_test=())
+    model, outcome = NEIGHBORS.modify(bert, alone, NeighborConfig(epsilon=1.0))
+    assert all(model.answers(MODIFIED.modified_train)) and outcome["epsilon_used"] == 1.0 and math.isnan(outcome["within_epsilon"])
+    with pytest.raises(ValueError, match="epsilon_quantile is a share of .* there are none: give epsilon"):
+        NEIGHBORS.modify(bert, alone, NeighborConfig(epsilon_quantile=0.1))
+
+
 @pytest.mark.parametrize(("bad", "message"), [
     ({}, "either epsilon or"), ({"epsilon": 1.0, "epsilon_quantile": 0.5}, "either epsilon or"), ({"epsilon": -1.0}, "epsilon"),
     ({"epsilon_quantile": 1.5}, "epsilon_quantile"), ({"epsilon_quantile": math.nan}, "epsilon_quantile"),
