@@ -174,6 +174,11 @@ class NeighborMemory:
     layer: str  # where the states were taken
     model_hash: str  # of the model whose states they are
 
+    def check_model(self, masked_lm: MaskedLM) -> None:
+        "Refuse a model whose states these are not."
+        if (found := hash_weights(masked_lm)) != self.model_hash:
+            raise ValueError(f"this memory has the states of the model with hash {self.model_hash[:12]}, not {found[:12]}")
+
     def find(
         self,
         queries: torch.Tensor,  # (Q, H)
@@ -188,6 +193,7 @@ class NeighborMemory:
 
     def measure(self, masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:  # (N,), float64; inf where no key fits
         "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10)."
+        self.check_model(masked_lm)
         chunks = _key_chunks(masked_lm, evidence, self.layer)
         distances = [self.find(keys.to(masked_lm.device), num_slots.to(masked_lm.device))[0][:, 0].cpu() for keys, num_slots in chunks]
         return torch.cat([torch.empty(0, dtype=torch.float64), *distances])
@@ -295,12 +301,19 @@ class NeighborLM(MaskedLM):
         index: Any = None,  # for approximate search: `search(queries, k)` as faiss has it
     ):
         super().__init__(masked_lm.model, masked_lm.tokenizer, masked_lm.architecture)
-        if (found := hash_weights(masked_lm)) != memory.model_hash:
-            raise ValueError(f"this memory has the states of the model with hash {memory.model_hash[:12]}, not {found[:12]}")
-        self.memory, self.rule, self.index = memory, rule, index
+        self.memory, self.rule, self.index, self._checked = memory, rule, index, []
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        "Refuse weights that are no longer the memory's: those of an edited copy, or edited in place; hashed where something wrote to them."
+        found = [(id(weight), weight._version) for weight in self.model.parameters()]
+        if found != self._checked:
+            self.memory.check_model(self)
+            self._checked = found
 
     def __call__(self, batch: MaskedBatch) -> torch.Tensor:
         "Score the vocabulary at each slot, neighbours included: (K, V)."
+        self._check_weights()
         queries, slots = _compute_keys(self, batch, self.memory.layer)
         num_slots = batch.rows.bincount(minlength=len(queries))
         distances, positions = self.memory.find(queries.detach(), num_slots, self.rule.k, self.index)

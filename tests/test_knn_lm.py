@@ -12,6 +12,7 @@ from tiny_families import FAMILIES, tiny_family
 from tiny_models import TINY, WORLD, ask, tiny_bert
 
 from modmem import knn_lm
+from modmem.editor import ModificationConfig, modify_facts
 from modmem.evaluation import evaluate, measure_accuracy
 from modmem.files import DataError
 from modmem.knn_lm import (
@@ -26,7 +27,7 @@ from modmem.knn_lm import (
     find_nearest,
     memory_evidence,
 )
-from modmem.masked_lm import hash_weights, predict_pieces
+from modmem.masked_lm import copy_with_own, hash_weights, predict_pieces
 from modmem.modification import sample_modifications
 from modmem.trials import run_trial
 
@@ -394,6 +395,25 @@ def test_what_is_no_memory_is_refused(bert, memory, tmp_path):
 def test_a_memory_of_another_model_is_refused(bert, memory):
     with pytest.raises(ValueError, match=memory.model_hash[:12]):
         NeighborLM(tiny_bert(seed=1), memory, NearestWithin(1.0))
+    with pytest.raises(ValueError, match=memory.model_hash[:12]):
+        memory.measure(tiny_bert(seed=1), MODIFIED.modified_test)
+
+
+def test_a_memory_is_refused_once_its_model_is_edited_and_taken_back_when_that_is_undone():
+    model = tiny_bert()
+    neighbors = NeighborLM(model, build_memory(model, MODIFIED.modified_train), NearestWithin(1.0))
+    expected = neighbors.answers(MODIFIED.modified_train)
+    edit = modify_facts(neighbors, MODIFIED, ModificationConfig(1, radius=0.1, steps=2, learning_rate=0.1))
+    edited, other = edit.apply_to_copy(neighbors), copy_with_own(neighbors)
+    assert other.answers(MODIFIED.modified_train) == expected
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"states of the model with hash {hash_weights(model)[:12]}, not {hash_weights(edited)[:12]}"):
+            edited.answers(MODIFIED.modified_train)
+    edit.undo(edited)
+    assert edited.answers(MODIFIED.modified_train) == expected == neighbors.answers(MODIFIED.modified_train)
+    edit.apply(neighbors)
+    with pytest.raises(ValueError, match="this memory has the states"):
+        neighbors.answers(MODIFIED.modified_train)
 
 
 def test_an_index_proposes_and_exact_distances_decide(bert, memory):
