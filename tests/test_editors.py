@@ -1,6 +1,7 @@
 """Editors of one matrix: their algebra, their places, and that each is an edit like any other."""
 import json
 import math
+import warnings
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +12,7 @@ from tiny_families import FAMILIES, tiny_family
 from tiny_models import WORLD, assert_untouched, same_weights, snapshot, tiny_albert, tiny_bert
 
 from modmem.blocks import PARTS, named_weights, select_parameters
+from modmem.constraints import PenalizedConfig, modify_constrained
 from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.editors import EDITORS, SequenceConfig, describe_edit, edit_facts, edit_in_sequence
 from modmem.evaluation import evaluate
@@ -312,6 +314,18 @@ def test_in_sequence_each_edit_is_on_top_of_those_before_and_a_ball_stays():
             assert edit.record["outcome"]["max_change"] <= 0.01 * (1 + 1e-5)
     whole = edit_in_sequence(masked_lm, MODIFIED, SequenceConfig(CONFIGS["MEMIT"], 4))
     assert whole.record["edited_hash"] == edit_facts(masked_lm, MODIFIED, CONFIGS["MEMIT"]).record["edited_hash"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "linf_relative"])
+def test_a_sequence_says_how_much_of_its_change_the_ball_held_back(norm):
+    masked_lm = tiny_bert()
+    narrow = ModificationConfig(2, norm, 1e-2 if norm == "l2" else 1e-5, replace(TRAINING, steps=3), part="ffn_out")
+    configs = [narrow, replace(narrow, radius=1e3)] + [PenalizedConfig(narrow, "ewc", 1.0)] * (norm == "l2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a ball that constrains nothing
+        shares = [edit_in_sequence(masked_lm, MODIFIED, SequenceConfig(config, 2)).record["outcome"]["share_on_face"] for config in configs]
+        assert shares[0] == pytest.approx(modify_constrained(masked_lm, MODIFIED, narrow).record["outcome"]["share_on_face"], abs=0.2)
+    assert shares[0] > 0.5 and shares[1] == 0 and shares[2:] == shares[:1] * (norm == "l2")
 
 
 def test_what_became_of_the_old_object():
