@@ -293,7 +293,7 @@ def _judge(guard: Guard, before: MaskedLM, after: MaskedLM) -> dict:
 def _anchor(record: dict, settings: dict) -> dict:
     "Blocks, norm and radius of the first edit, in place of those that were not given."
     try:
-        first = lazy.stack.read_config(lazy.stack.list_layers(record)[0]["config"])
+        first = lazy.stack.read_config(lazy.stack.list_layers(record)[0])
     except ValueError as error:
         raise UsageError(f"Invalid value for '--onto': {error}") from None
     return {name: getattr(first, name) for name in ("blocks", "radius") if settings[name] is None}
