@@ -127,6 +127,12 @@ def find_nearest(
 _EVIDENCES_AT_ONCE = 4096
 
 
+def _check_model(masked_lm: MaskedLM, expected: str) -> None:
+    "Refuse a model whose states a memory does not have."
+    if (found := hash_weights(masked_lm)) != expected:
+        raise ValueError(f"this memory has the states of the model with hash {expected[:12]}, not {found[:12]}")
+
+
 @torch.no_grad()
 def _key_chunks(masked_lm: MaskedLM, evidence: Sequence[Evidence], layer: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     "The keys of evidence in its order and its numbers of slots, a part at a time."
@@ -174,11 +180,6 @@ class NeighborMemory:
     layer: str  # where the states were taken
     model_hash: str  # of the model whose states they are
 
-    def check_model(self, masked_lm: MaskedLM) -> None:
-        "Refuse a model whose states these are not."
-        if (found := hash_weights(masked_lm)) != self.model_hash:
-            raise ValueError(f"this memory has the states of the model with hash {self.model_hash[:12]}, not {found[:12]}")
-
     def find(
         self,
         queries: torch.Tensor,  # (Q, H)
@@ -192,8 +193,8 @@ class NeighborMemory:
         return find_nearest(queries, self.keys, k, *((None, None) if alike else (num_slots, lengths)), index)
 
     def measure(self, masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:  # (N,), float64; inf where no key fits
-        "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10)."
-        self.check_model(masked_lm)
+        "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10); ValueError for a model that is not the memory's."
+        _check_model(masked_lm, self.model_hash)
         chunks = _key_chunks(masked_lm, evidence, self.layer)
         distances = [self.find(keys.to(masked_lm.device), num_slots.to(masked_lm.device))[0][:, 0].cpu() for keys, num_slots in chunks]
         return torch.cat([torch.empty(0, dtype=torch.float64), *distances])
@@ -308,7 +309,7 @@ class NeighborLM(MaskedLM):
         "Refuse weights that are no longer the memory's: those of an edited copy, or edited in place; hashed where something wrote to them."
         found = [(id(weight), weight._version) for weight in self.model.parameters()]
         if found != self._checked:
-            self.memory.check_model(self)
+            _check_model(self, self.memory.model_hash)
             self._checked = found
 
     def __call__(self, batch: MaskedBatch) -> torch.Tensor:
