@@ -66,6 +66,8 @@ def select_parameters(
     if len({id(module) for module in modules}) < len(modules) and len(indices) < len(modules):
         raise ValueError(f"this model shares its weights between blocks, so blocks must be 'all', not {blocks!r}")
     wanted = {id(parameter) for index in indices for parameter in _find_weights(modules[index], inside)}
+    if not wanted:
+        raise ValueError(f"blocks of this model have no part {part!r}: nothing in {type(modules[0]).__name__} is named {' or '.join(inside)}")
     return {
         name: parameter
         for name, parameter in masked_lm.model.named_parameters()

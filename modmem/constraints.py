@@ -62,7 +62,8 @@ def modify_constrained(
     "Edit within the constraint that a configuration names."
     check_choice("norm", config.norm, CONSTRAINTS)
     ball = CONSTRAINTS[config.norm](masked_lm if anchor is None else anchor, modified_benchmark, config)
-    return modify_facts(masked_lm, modified_benchmark, config, ball, penalty, anchor)
+    edit = modify_facts(masked_lm, modified_benchmark, config, ball, penalty, anchor)
+    return replace(edit, record={name: part for name, part in edit.record.items() if name != "constraint"})  # `config` names the ball
 
 # %% ../nbs/3_editors/02_constraints.ipynb #penalties
 def _ewc(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: PenalizedConfig) -> Callable:

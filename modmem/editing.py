@@ -310,7 +310,7 @@ def _judge(guard: Guard, before: MaskedLM, after: MaskedLM) -> dict:
 def _anchor(record: dict, context: typer.Context) -> dict:
     "Blocks, norm and radius of the first edit, in place of those that were not given."
     try:
-        first = lazy.stack.read_config(lazy.stack.list_layers(record)[0]["config"])
+        first = lazy.stack.read_config(lazy.stack.list_layers(record)[0])
     except ValueError as error:
         raise UsageError(f"Invalid value for '--onto': {error}") from None
     return {name: getattr(first, name) for name in ("blocks", "norm", "radius") if not _is_given(context, name)}

@@ -196,4 +196,7 @@ def modify_facts(
     warn_of_slack(config, len(losses), start)
     outcome = {"steps": len(losses), "final_loss": losses[-1]}
     edit = make_edit(masked_lm, edited, names, config, outcome, modified_benchmark, ball, centers)
-    return edit if anchor is None else replace(edit, record={**edit.record, "anchor_hash": hash_weights(anchor)})
+    beside = {} if anchor is None else {"anchor_hash": hash_weights(anchor)}
+    given = {"constraint": constraint, "penalty": penalty}  # which `config` does not tell
+    beside |= {name: {"name": getattr(one, "__name__", type(one).__name__)} for name, one in given.items() if one is not None}
+    return replace(edit, record={**edit.record, **beside})

@@ -9,11 +9,12 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from .blocks import named_weights
-from .constraints import PenalizedConfig, modify_constrained, modify_penalized
+from .constraints import CONSTRAINTS, PenalizedConfig, modify_constrained, modify_penalized
 from .editor import Edit, ModificationConfig, make_edit
 from .evaluation import restore_questions, score_objects
 from .facts import Evidence
@@ -23,6 +24,7 @@ from .low_rank import LowRankConfig, modify_low_rank
 from .masked_lm import MaskedLM, copy_with_own
 from .memit import AlphaEditConfig, MemitConfig, modify_by_keys
 from .modification import ModifiedBenchmark
+from .projection import LinfBall
 
 # %% auto #0
 __all__ = ['EDITORS', 'edit_facts', 'SequenceConfig', 'edit_in_sequence', 'describe_edit']
@@ -56,7 +58,7 @@ def edit_facts(
 @dataclass(frozen=True)
 class SequenceConfig:
     "Settings of edits one after another."
-    edit: ModificationConfig | MemitConfig | AlphaEditConfig | LowRankConfig | NeuronConfig
+    edit: ModificationConfig | PenalizedConfig | MemitConfig | AlphaEditConfig | LowRankConfig | NeuronConfig
     facts_at_once: int = 1
 
     def __post_init__(self):
@@ -70,6 +72,12 @@ def _take_part(modified: ModifiedBenchmark, facts: Sequence) -> ModifiedBenchmar
     return replace(modified, modified_facts={fact: modified.modified_facts[fact] for fact in facts}, modified_train=train, modified_test=test)
 
 
+def _find_ball(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: object) -> Any:
+    "The ball around the first model in which all edits of a sequence stay; without bounds for a method that has none."
+    training = config.modification if isinstance(config, PenalizedConfig) else config
+    return CONSTRAINTS[training.norm](masked_lm, modified, training) if isinstance(training, ModificationConfig) else LinfBall(math.inf)
+
+
 def edit_in_sequence(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: SequenceConfig) -> Edit:
     "Edit facts a few at a time, each edit on top of those before."
     facts, current, names, earlier = list(modified_benchmark.modified_facts), masked_lm, {}, []
@@ -78,7 +86,7 @@ def edit_in_sequence(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark,
         edit = edit_facts(current, some, config.edit, masked_lm, earlier)
         current, earlier, names = edit.apply_to_copy(current), [*earlier, *some.modified_train], names | dict.fromkeys(edit.bits)
     outcome = {"edits": math.ceil(len(facts) / config.facts_at_once)}
-    edit = make_edit(masked_lm, current, list(names), config, outcome, modified_benchmark)
+    edit = make_edit(masked_lm, current, list(names), config, outcome, modified_benchmark, _find_ball(masked_lm, modified_benchmark, config.edit))
     return replace(edit, record={**edit.record, "method": f"{EDITORS[type(config.edit)][0]} in sequence"})
 
 # %% ../nbs/3_editors/07_editors.ipynb #halve

@@ -161,7 +161,8 @@ def _relink(memory: FactMemory, links: Mapping[str, torch.Tensor]) -> FactMemory
     tails = torch.nn.functional.pad(memory.tails, (0, 0, 0, len(new)), value=-1)
     replaced = torch.nn.functional.pad(memory.replaced, (0, len(new)), value=-1)
     tails[links["place"], links["column"]] = links["new"]
-    replaced[links["place"]] = torch.where(links["before"] < 0, links["old"], links["before"])
+    back = links["before"] == links["new"]  # the first object again: it is replaced by none
+    replaced[links["place"]] = torch.where(links["before"] < 0, links["old"], links["before"]).masked_fill(back, -1)
     return FactMemory(torch.cat([memory.keys, new]), tails, replaced)
 
 
@@ -240,7 +241,7 @@ def relink_facts(
             inserted.add(tuple(key))
         else:
             old_row, before = fae.names.entity_rows.get(_object_id(old), -1), int(fae.memory.replaced[place])
-            if old_row not in tails[place] or new_row in tails[place]:
+            if old_row < 0 or old_row not in tails[place] or new_row in tails[place]:  # -1 fills up tails
                 raise ValueError(f"the memory does not say {old.object!r} but not {new.object!r} of ({old.subject}, {old.relation})")
             column = tails[place].index(old_row)
         tails[place][column] = new_row

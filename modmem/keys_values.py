@@ -55,10 +55,12 @@ def find_places(
 # %% ../nbs/3_editors/03_keys_values.ipynb #layer
 def rows_of_keys(
     states: torch.Tensor,  # (B, N, d), or (K, d) at the slots
-    rows: torch.Tensor, columns: torch.Tensor,  # (K,), sentence and token of each key
-) -> torch.Tensor:  # (K,)
+    batch: MaskedBatch,
+    rows: torch.Tensor, columns: torch.Tensor,  # (n,), sentence and token of each key
+) -> torch.Tensor:  # (n,)
     "Find keys among the states of a layer, taken as one list; the last block may have the slots only, in their order."
-    return torch.arange(len(rows), device=states.device) if states.dim() == 2 else rows * states.shape[1] + columns
+    places, slots = (some * batch.input_ids.shape[1] + tokens for some, tokens in ((rows, columns), (batch.rows, batch.columns)))
+    return torch.searchsorted(slots, places) if states.dim() == 2 else places
 
 
 @contextlib.contextmanager
@@ -94,7 +96,7 @@ def read_keys(
     with _hooked(reader, block, lambda layer, inputs, output: seen.append((inputs[0], output))):
         for positions, batch, rows, columns in batch_keys(reader, encoded, places):
             reader.read_slots(reader.enter(batch), batch, batch.start)
-            asked, answered = (states.flatten(0, -2)[rows_of_keys(states, rows, columns)] for states in seen.pop())
+            asked, answered = (states.flatten(0, -2)[rows_of_keys(states, batch, rows, columns)] for states in seen.pop())
             yield [number for number in positions for _ in places[number]], asked, answered
 
 # %% ../nbs/3_editors/03_keys_values.ipynb #second-moment
@@ -160,11 +162,11 @@ class _Parts:
 
     def __init__(self, masked_lm: MaskedLM, evidence: Sequence[Evidence], key: str, owners: dict[tuple[str, int], int] | None = None):
         self.masked_lm, self.facts = masked_lm, [sentence.fact.id for sentence in evidence]
-        self.counts = Counter(self.facts)
         self.encoded, places = masked_lm.encode(evidence), find_places(masked_lm, evidence, key)
         named = [[(fact, number) for number in range(len(found))] for fact, found in zip(self.facts, places)]
         self.owners = owners or {name: number for number, name in enumerate(dict.fromkeys(name for names in named for name in names))}
         self.owned = [[self.owners[name] for name in names if name in self.owners] for names in named]
+        self.counts = Counter(fact for fact, owned in zip(self.facts, self.owned) if owned)  # sentences without a key are not asked
         self.places = [found[: len(owned)] for found, owned in zip(places, self.owned)]
 
     def batches(self, wanted: set[str]) -> Iterator[tuple[list[str], MaskedBatch, tuple]]:
@@ -177,15 +179,16 @@ class _Parts:
 # %% ../nbs/3_editors/03_keys_values.ipynb #score
 def _score(parts: _Parts, block: int, vectors: torch.Tensor, wanted: set[str]) -> Iterator[tuple[list[str], MaskedBatch, torch.Tensor]]:
     "Score the slots with its owner's vector added to the answer to each key."
-    place = None
+    masked_lm = parts.masked_lm
 
     def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         rows, columns, owners = place
-        return output.flatten(0, -2).index_add(0, rows_of_keys(output, rows, columns), vectors[owners]).view_as(output)
+        return output.flatten(0, -2).index_add(0, rows_of_keys(output, batch, rows, columns), vectors[owners]).view_as(output)
 
-    with _hooked(parts.masked_lm, block, add):
-        for facts, batch, place in parts.batches(wanted):
-            yield facts, batch, parts.masked_lm(batch)
+    for facts, batch, place in parts.batches(wanted):
+        with _hooked(masked_lm, block, add):  # and not the head, which may come with a pass of its own
+            slots = masked_lm.read_slots(masked_lm.enter(batch), batch, batch.start)
+        yield facts, batch, masked_lm.score_slots(slots)
 
 
 def _add_gradients(parts: _Parts, block: int, vectors: torch.Tensor, wanted: set[str]) -> dict[str, float]:

@@ -29,18 +29,30 @@ __all__ = ['NEIGHBORS', 'find_nearest', 'NeighborMemory', 'build_memory', 'memor
            'NeighborLM', 'count_lost', 'NeighborConfig']
 
 # %% ../nbs/4_memories/00_knn_lm.ipynb #key-layers
+def _ffn_input(masked_lm: MaskedLM, read: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
+    "What the feed-forward part of the last block reads at the slots."
+    block, (name, _), seen = masked_lm.blocks[-1], masked_lm.architecture.ffn_names, []
+    if name not in dict(block.named_modules()):
+        raise ValueError(f"expected a last block with a layer {name!r}, to take keys from 'last_ffn_input'; {type(block).__name__} has none")
+    with block.get_submodule(name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+        masked_lm.run_blocks(read, batch, start=-1)
+    return seen[0][batch.rows, batch.columns]
+
+
 def _decoder_input(masked_lm: MaskedLM, slots: torch.Tensor) -> torch.Tensor:
     "What the head compares with the embedding of each piece."
-    seen = []
-    with masked_lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+    decoder, pieces, seen = masked_lm.model.get_output_embeddings(), masked_lm.model.get_input_embeddings().num_embeddings, []
+    if len(decoder.weight) != pieces:
+        raise ValueError(f"expected a last layer of the head with {pieces} pieces, to take keys from 'mlm_transform'; this one has {len(decoder.weight)}")
+    with decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         masked_lm.architecture.head(masked_lm.model)(slots)
-    return seen[0]
+    return seen[0].flatten(0, -2)[: len(slots)]  # a head with a pass of its own reads more
 
 
 _KEY_LAYERS: dict[str, Callable] = {  # each takes the model, what its last block reads, what it writes at the slots, and the batch: (K, H)
     "last_hidden": lambda masked_lm, read, written, batch: written,
     "penultimate": lambda masked_lm, read, written, batch: read[batch.rows, batch.columns],
-    "last_ffn_input": lambda masked_lm, read, written, batch: masked_lm.blocks[-1].attention(read, batch.attention_mask)[0][batch.rows, batch.columns],
+    "last_ffn_input": lambda masked_lm, read, written, batch: _ffn_input(masked_lm, read, batch),
     "mlm_transform": lambda masked_lm, read, written, batch: _decoder_input(masked_lm, written),
 }
 
@@ -115,6 +127,12 @@ def find_nearest(
 _EVIDENCES_AT_ONCE = 4096
 
 
+def _check_model(masked_lm: MaskedLM, expected: str) -> None:
+    "Refuse a model whose states a memory does not have."
+    if (found := hash_weights(masked_lm)) != expected:
+        raise ValueError(f"this memory has the states of the model with hash {expected[:12]}, not {found[:12]}")
+
+
 @torch.no_grad()
 def _key_chunks(masked_lm: MaskedLM, evidence: Sequence[Evidence], layer: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     "The keys of evidence in its order and its numbers of slots, a part at a time."
@@ -175,9 +193,11 @@ class NeighborMemory:
         return find_nearest(queries, self.keys, k, *((None, None) if alike else (num_slots, lengths)), index)
 
     def measure(self, masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> torch.Tensor:  # (N,), float64; inf where no key fits
-        "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10)."
+        "Measure d(x; theta_0, M), the distance of each evidence to the nearest key (Eq. 10); ValueError for a model that is not the memory's."
+        _check_model(masked_lm, self.model_hash)
         chunks = _key_chunks(masked_lm, evidence, self.layer)
-        return torch.cat([self.find(keys.to(masked_lm.device), num_slots.to(masked_lm.device))[0][:, 0].cpu() for keys, num_slots in chunks])
+        distances = [self.find(keys.to(masked_lm.device), num_slots.to(masked_lm.device))[0][:, 0].cpu() for keys, num_slots in chunks]
+        return torch.cat([torch.empty(0, dtype=torch.float64), *distances])
 
     @classmethod
     def load(cls, directory: str | Path) -> NeighborMemory:
@@ -281,13 +301,20 @@ class NeighborLM(MaskedLM):
         memory: NeighborMemory, rule: NearestWithin | Interpolation,
         index: Any = None,  # for approximate search: `search(queries, k)` as faiss has it
     ):
-        super().__init__(masked_lm.model, masked_lm.tokenizer)
-        if (found := hash_weights(masked_lm)) != memory.model_hash:
-            raise ValueError(f"this memory has the states of the model with hash {memory.model_hash[:12]}, not {found[:12]}")
-        self.memory, self.rule, self.index = memory, rule, index
+        super().__init__(masked_lm.model, masked_lm.tokenizer, masked_lm.architecture)
+        self.memory, self.rule, self.index, self._checked = memory, rule, index, []
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        "Refuse weights that are no longer the memory's: those of an edited copy, or edited in place; hashed where something wrote to them."
+        found = [(id(weight), weight._version) for weight in self.model.parameters()]
+        if found != self._checked:
+            _check_model(self, self.memory.model_hash)
+            self._checked = found
 
     def __call__(self, batch: MaskedBatch) -> torch.Tensor:
         "Score the vocabulary at each slot, neighbours included: (K, V)."
+        self._check_weights()
         queries, slots = _compute_keys(self, batch, self.memory.layer)
         num_slots = batch.rows.bincount(minlength=len(queries))
         distances, positions = self.memory.find(queries.detach(), num_slots, self.rule.k, self.index)
@@ -336,13 +363,15 @@ _SCALE_QUESTIONS = 2048  # training sentences of unmodified facts, to say what a
 
 def _remember(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: NeighborConfig) -> tuple[NeighborLM, dict]:
     "Give the model a memory; its size, epsilon, and the percentage of unmodified training sentences within."
+    pool, epsilon = modified_benchmark.unmodified_train, config.epsilon
+    if epsilon is None and not pool:
+        raise ValueError("epsilon_quantile is a share of the training sentences of unmodified facts, and there are none: give epsilon")
     memory = build_memory(masked_lm, memory_evidence(modified_benchmark, config.remembered), config.key_layer)
-    pool = modified_benchmark.unmodified_train
     chosen = Random(f"scale {config.seed}").sample(range(len(pool)), min(_SCALE_QUESTIONS, len(pool)))
-    scale, epsilon = memory.measure(masked_lm, [pool[position] for position in chosen]), config.epsilon
+    scale = memory.measure(masked_lm, [pool[position] for position in chosen])
     if epsilon is None:
         epsilon = scale.quantile(config.epsilon_quantile, interpolation="lower").item()
-    within = 100 * (scale < epsilon).double().mean().item()
+    within = 100 * (scale < epsilon).double().mean().item()  # NaN: of no sentences
     return NeighborLM(masked_lm, memory, NearestWithin(epsilon)), {"num_keys": len(memory.keys), "epsilon_used": epsilon, "within_epsilon": within}
 
 

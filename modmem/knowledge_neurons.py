@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from .batches import MaskedBatch
 from .blocks import named_weights
 from .editor import Edit, make_edit
 from .facts import Evidence
@@ -24,12 +25,12 @@ from .modification import ModifiedBenchmark
 __all__ = ['attribute_neurons', 'NeuronConfig', 'find_neurons', 'modify_neurons']
 
 # %% ../nbs/3_editors/06_knowledge_neurons.ipynb #attribute
-def _scale_keys(share: float, rows: torch.Tensor, columns: torch.Tensor, kept: list) -> object:
+def _scale_keys(share: float, batch: MaskedBatch, rows: torch.Tensor, columns: torch.Tensor, kept: list) -> object:
     "A hook that puts a share of the keys in their place, and keeps both."
 
     def hook(layer: nn.Module, inputs: tuple) -> tuple:
         states = inputs[0].flatten(0, -2)
-        places = rows_of_keys(inputs[0], rows, columns)
+        places = rows_of_keys(inputs[0], batch, rows, columns)
         keys = states[places].detach()
         kept[:] = keys, (share * keys).requires_grad_()
         return (states.index_copy(0, places, kept[1]).view_as(inputs[0]),)
@@ -51,8 +52,9 @@ def attribute_neurons(
         for positions, batch, rows, columns in batch_keys(model, encoded, slots):
             total, kept = 0.0, []
             for point in range(1, points + 1):
-                with layer.register_forward_pre_hook(_scale_keys(point / points, rows, columns, kept)):
-                    right = model(batch).softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
+                with layer.register_forward_pre_hook(_scale_keys(point / points, batch, rows, columns, kept)):
+                    states = model.read_slots(model.enter(batch), batch, batch.start)
+                right = model.score_slots(states).softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
                 total = total + torch.autograd.grad(right.sum(), kept[1])[0]
             for number, part in zip(positions, (kept[0] * total / points).split([len(slots[number]) for number in positions])):
                 found[number] = part
@@ -98,6 +100,8 @@ def find_neurons(
     config: NeuronConfig = NeuronConfig(),
 ) -> dict[tuple[str, int], list[tuple[int, int]]]:  # fact id and slot -> block and neuron
     "Find the neurons that each fact hangs on."
+    if not evidence:
+        raise ValueError("there are no sentences to find neurons in")
     asked = [one for some in _group(evidence).values() for one in some[: config.evidences]]
     blocks = [attribute_neurons(masked_lm, asked, block, config.points) for block in range(len(masked_lm.blocks))]
     width, together = blocks[0].shape[1], torch.cat(blocks, dim=1)
@@ -121,8 +125,9 @@ def modify_neurons(
 ) -> Edit:
     "Rewrite the columns of the neurons that the old objects hang on."
     words = nn.functional.normalize(masked_lm.model.get_output_embeddings().weight.detach(), dim=1)
-    if words.shape[1] != masked_lm.model.config.hidden_size:
-        raise ValueError(f"neurons speak in states of {masked_lm.model.config.hidden_size}, this model's words have {words.shape[1]}")
+    pieces, size = masked_lm.model.get_input_embeddings().num_embeddings, masked_lm.model.config.hidden_size
+    if words.shape != (pieces, size):
+        raise ValueError(f"neurons speak in states of {size}: expected output embeddings of shape {(pieces, size)}, found {tuple(words.shape)}")
     old = {fact.id: fact for fact in modified_benchmark.modified_facts}
     with torch.enable_grad():
         neurons = find_neurons(masked_lm, [replace(one, fact=old[one.fact.id]) for one in modified_benchmark.modified_train], config)

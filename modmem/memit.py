@@ -140,6 +140,6 @@ def modify_by_keys(
     else:
         before = torch.cat([some.double() for _, some, _ in read_keys(masked_lm, earlier, block, settings.key)]) if earlier else None
         change = solve_inside(keys, changes, moment, config.keep, config.inner_ridge, before)
-    missed = float((keys @ change.T - changes).norm() / changes.norm())
+    missed = float((keys @ change.T - changes).norm() / changes.norm()) if changes.any() else 0.0  # nothing is wanted where all is said
     outcome = {"num_keys": len(keys), "condition": float(torch.linalg.cond(moment)), "missed": missed, "value_loss": values.loss}
     return _write(masked_lm, modified_benchmark, name, config, change, outcome)

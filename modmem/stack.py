@@ -81,14 +81,16 @@ def halve_edit(
 # %% ../nbs/6_commands/06_stack.ipynb #list-layers
 def list_layers(record: Mapping) -> list[dict]:  # each with config, evidence and outcome
     "List the edits that an edit's record tells of, the first one first."
-    parts = ("config", "evidence", "outcome", "source")
+    parts = ("config", "evidence", "outcome", "source", "constraint", "penalty")
     return record.get("layers") or [{name: record[name] for name in parts if name in record}]
 
 
-def read_config(config: Mapping) -> ModificationConfig:
-    "Make the settings of an edit from its record."
-    if config.keys() - {"part"} != {"blocks", "norm", "radius", "finetuning"} or config.get("part", "all") != "all":
-        raise ValueError(f"only edits by training inside a ball can be stacked and replayed, this one has settings {', '.join(sorted(config))}")
+def read_config(layer: Mapping) -> ModificationConfig:  # of `list_layers`
+    "Make the settings of an edit from its record; ValueError if they are not all that made it."
+    config, beside = layer["config"], layer.keys() & {"constraint", "penalty"}
+    if config.keys() - {"part"} != {"blocks", "norm", "radius", "finetuning"} or config.get("part", "all") != "all" or beside:
+        settings = ", ".join(sorted({*config, *beside}))
+        raise ValueError(f"only edits by training inside a ball can be stacked and replayed, this one has settings {settings}")
     return ModificationConfig(**{**config, "radius": float(config["radius"])})
 
 # %% ../nbs/6_commands/06_stack.ipynb #stack-edits
@@ -101,7 +103,9 @@ def stack_edits(
 ) -> Edit:  # of the base
     "Add an edit to an edit, in the ball around the base."
     layers, start = list_layers(first.record), first.apply_to_copy(base)
-    anchored = read_config(layers[0]["config"])
+    anchored = read_config(layers[0])
+    if (center := first.record.get("anchor_hash", first.record["base_hash"])) != first.record["base_hash"]:
+        raise ValueError(f"a stack keeps to the ball around its base, the first edit is in that around the model with hash {center[:12]}")
     for name in ("blocks", "norm", "radius"):
         ours, theirs = getattr(config, name), getattr(anchored, name)
         if (list(ours) if isinstance(ours, tuple) else ours) != (list(theirs) if isinstance(theirs, tuple) else theirs):
@@ -144,7 +148,7 @@ def remove_edit(
 ) -> Edit:  # of the base
     "Take one edit out of a stack by making the others again."
     layers = list_layers(stack.record)
-    configs = [read_config(layer["config"]) for layer in layers]  # refuses what cannot be made again
+    configs = [read_config(layer) for layer in layers]  # refuses what cannot be made again
     if not 1 <= number <= len(layers) or len(layers) == 1:
         raise ValueError(f"expected the number of one of several edits to remove, found {number} of {len(layers)}")
     (first, config), *rest = [pair for place, pair in enumerate(zip(layers, configs), start=1) if place != number]

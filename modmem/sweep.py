@@ -201,14 +201,15 @@ def _on_dask(task: Callable, items: Sequence, jobs: int, scheduler: str | None) 
 _ENGINES = {"local": _locally, "dask": _on_dask}
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #check-data
-def _check_data(rows: pd.DataFrame, store: Path) -> None:
-    "Refuse rows of a dataset whose files were not the same for all of them."
+def _check_data(rows: pd.DataFrame, store: Path) -> pd.DataFrame:
+    "Hand rows on, but none of a dataset whose files were not the same for all of them."
     read = rows[rows["benchmark"].isin(["trex", "zsre"]) & (rows["status"] == "done")] if "data_hash" in rows else rows[:0]
     which = [name for name in ("benchmark", "model", "relations", "max_evidences") if name in read]
     for (name, *_), some in read.groupby(which, dropna=False) if len(read) else []:
         if len(kinds := some.drop_duplicates("data_hash")) > 1:
             keys = " and ".join(kinds["key"])
             raise DataError(f"expected rows of one {name}, found rows of other files beside them, {keys} for two: take another store", store, field="data_hash")
+    return rows
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #make-starts
 def _make_start(start: Start | FaeStart, places: Places) -> None:
@@ -268,9 +269,7 @@ def run_sweep(
         _ = list(execute(partial(_make_start, places=places), starts))
         attempt = partial(_attempt, store=store, places=places, row_timeout=row_timeout)
         _try_all(missing, lambda runs, wait: execute(partial(attempt, wait=wait), runs), partial(_bury, store=store, places=places), bar, retries or 0)
-    found = load_results(store, rows, runs).set_index("key", drop=False).loc[list(runs)].reset_index(drop=True)
-    _check_data(found, store)
-    return found
+    return _check_data(load_results(store, rows, runs).set_index("key", drop=False).loc[list(runs)].reset_index(drop=True), store)
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #progress
 class _Progress(tqdm):

@@ -63,10 +63,8 @@ def find_rows(
         if cell and (texts == cell).any():
             rows = rows[texts == cell]
     own = ("seed", "facts", "steps", "fae_seed")  # of each row of a line: how many steps some epochs are hangs on its facts
-    apart = [name for name in list_columns() if name in rows and name not in own and rows[name].nunique(dropna=False) > 1]
-    if check_mean(line, rows) or not apart:
-        return rows
-    alike = [some for _, some in rows.groupby([rows[name].map(_write) for name in apart]) if check_mean(line, some)]
+    apart = [] if check_mean(line, rows) else [name for name in list_columns() if name in rows and name not in own and rows[name].nunique(dropna=False) > 1]
+    alike = [some for _, some in rows.groupby([rows[name].map(_write) for name in apart]) if check_mean(line, some)] if apart else []
     return pd.concat(alike) if alike else rows
 
 

@@ -1,5 +1,7 @@
 """Editors of one matrix: their algebra, their places, and that each is an edit like any other."""
+import json
 import math
+import warnings
 from dataclasses import replace
 from functools import cache
 
@@ -10,12 +12,13 @@ from tiny_families import FAMILIES, tiny_family
 from tiny_models import WORLD, assert_untouched, same_weights, snapshot, tiny_albert, tiny_bert
 
 from modmem.blocks import PARTS, named_weights, select_parameters
+from modmem.constraints import PenalizedConfig, modify_constrained
 from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.editors import EDITORS, SequenceConfig, describe_edit, edit_facts, edit_in_sequence
 from modmem.evaluation import evaluate
 from modmem.facts import MASK, Evidence, Fact
 from modmem.finetuning import FinetuningConfig, finetune
-from modmem.keys_values import ValueConfig, find_layer, find_places, find_values, mask_words, read_keys, second_moment
+from modmem.keys_values import ValueConfig, _Parts, _score, find_layer, find_places, find_values, mask_words, read_keys, second_moment
 from modmem.knowledge_neurons import NeuronConfig, attribute_neurons, find_neurons
 from modmem.low_rank import LowRankConfig, modify_low_rank
 from modmem.masked_lm import MaskedLM, copy_with_own
@@ -142,6 +145,15 @@ def test_a_change_is_no_longer_than_the_clamp_and_a_learnt_fact_is_left_alone():
     assert not find_values(masked_lm, WORLD.train[:5], 2, config=ValueConfig(enough=1e9)).changes.any()
 
 
+@pytest.mark.parametrize("config", [MemitConfig(2), AlphaEditConfig(2)])
+def test_where_all_is_said_already_nothing_changes_and_nothing_is_missed(config):
+    masked_lm = learnt()
+    edit = modify_by_keys(masked_lm, MODIFIED, replace(config, values=ValueConfig(enough=1e9)))
+    outcome = edit.record["outcome"]
+    assert outcome["missed"] == 0.0 == outcome["max_change"] and edit.record["edited_hash"] == edit.record["base_hash"]
+    assert json.loads(json.dumps(outcome, allow_nan=False)) == outcome
+
+
 def test_an_object_of_two_pieces_is_answered_at_both_slots():
     masked_lm = learnt()
     two = next(one for one in WORLD.facts if len(masked_lm.encode([Evidence(one, MASK)])[0].slots) == 2)
@@ -164,6 +176,33 @@ def test_the_subjects_key_is_its_last_piece_and_of_no_use_in_the_last_block():
         modify_by_keys(masked_lm, MODIFIED, MemitConfig(2, keys=KeyConfig("subject")))
     edit = modify_by_keys(learnt(), MODIFIED, MemitConfig(0, keys=KeyConfig("subject")))
     assert edit.record["outcome"]["num_keys"] == len(MODIFIED.modified_train)
+
+
+def test_a_vector_is_added_at_its_own_slots_also_where_a_plain_sentence_has_more():
+    masked_lm = tiny_family("roberta")  # an object has other pieces at the start of a sentence than inside
+
+    def count_slots(word):
+        return [len(one.slots) for one in masked_lm.encode([Evidence(Fact("x", "ada", "r", word), text) for text in (f"{MASK} is ada .", f"ada is a {MASK} .")])]
+
+    word, (first, inside) = next((word, slots) for word in sorted(masked_lm.tokenizer.get_vocab()) if word.isalpha() for slots in [count_slots(word)] if slots[0] < slots[1])
+    x, y, z = (Fact(*names, "r", label) for names, label in ((("x", "ada"), word), (("y", "bob"), "law"), (("z", "otto otto otto otto"), "law")))
+    parts = _Parts(masked_lm, [Evidence(x, f"{MASK} is ada ."), Evidence(y, f"bob is {MASK} ."), Evidence(z, f"otto is {MASK} .")], "mask")
+    plain = _Parts(masked_lm, [Evidence(fact, f"{fact.subject} is a {MASK} .") for fact in (x, y, z)], "mask", parts.owners)
+    vectors = torch.randn(len(parts.owners), 32, generator=torch.Generator().manual_seed(0))
+    for block in (1, 2):
+        [(facts, batch, scores)] = _score(plain, block, vectors, {"x", "y", "z"})
+        moved = (scores - masked_lm(batch)).abs().amax(1) > 1e-4
+        assert moved.tolist() == [block == 1 or facts[row] != "x" or number < first for row, number in zip(batch.rows, batch.numbers)]
+        assert facts.index("x") == 1 and len(moved) == 2 + inside
+
+
+def test_sentences_without_a_key_are_not_counted_in_a_facts_loss():
+    masked_lm, fact = learnt(), next(iter(MODIFIED.modified_facts.values()))
+    evidence = [one for one in MODIFIED.modified_train if one.fact == fact]
+    others = [Evidence(fact, f"she is {word} {MASK} .") for word in ("in", "at", "of", "by", "from", "for")]
+    alone, beside = (find_values(masked_lm, some, 0, "subject") for some in (evidence, [*evidence, *others]))
+    assert alone.loss == pytest.approx(beside.loss, rel=1e-4) and len(alone.keys) == len(beside.keys) == len(evidence)
+    torch.testing.assert_close(beside.changes, alone.changes, rtol=1e-3, atol=1e-4)
 
 
 def test_a_moment_of_nothing_is_refused_and_the_ridge_makes_any_other_regular():
@@ -217,6 +256,12 @@ def test_a_neuron_that_many_facts_share_is_none_of_theirs():
     facts = pd.Series([relations[fact] for fact, _ in found]).value_counts()
     counts = table.groupby(["relation", "neuron"]).size()
     assert all(count <= max(1, 0.1 * facts[relation]) for (relation, _), count in counts.items())
+
+
+@pytest.mark.parametrize("family", ["electra", "deberta-v3"])
+def test_words_of_another_size_than_the_states_or_in_no_layer_have_no_neurons(family):
+    with pytest.raises(ValueError, match="neurons speak in states of 32: expected output embeddings of shape"):
+        edit_facts(tiny_family(family), MODIFIED, CONFIGS["neurons"])
 
 
 def test_the_rank_of_a_low_rank_edit_is_at_most_that():
@@ -276,6 +321,18 @@ def test_in_sequence_each_edit_is_on_top_of_those_before_and_a_ball_stays():
     assert whole.record["edited_hash"] == edit_facts(masked_lm, MODIFIED, CONFIGS["MEMIT"]).record["edited_hash"]
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "linf_relative"])
+def test_a_sequence_says_how_much_of_its_change_the_ball_held_back(norm):
+    masked_lm = tiny_bert()
+    narrow = ModificationConfig(2, norm, 1e-2 if norm == "l2" else 1e-5, replace(TRAINING, steps=3), part="ffn_out")
+    configs = [narrow, replace(narrow, radius=1e3)] + [PenalizedConfig(narrow, "ewc", 1.0)] * (norm == "l2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a ball that constrains nothing
+        shares = [edit_in_sequence(masked_lm, MODIFIED, SequenceConfig(config, 2)).record["outcome"]["share_on_face"] for config in configs]
+        assert shares[0] == pytest.approx(modify_constrained(masked_lm, MODIFIED, narrow).record["outcome"]["share_on_face"], abs=0.2)
+    assert shares[0] > 0.5 and shares[1] == 0 and shares[2:] == shares[:1] * (norm == "l2")
+
+
 def test_what_became_of_the_old_object():
     masked_lm, asked = learnt(), replace(MODIFIED, modified_test=MODIFIED.modified_train)
     same = describe_edit(masked_lm, masked_lm, ["bert.encoder.layer.2.output.dense.weight"], asked)
@@ -303,6 +360,8 @@ def test_no_setting_takes_the_place_of_what_a_row_is_told_by():
         (lambda: KeyConfig("slot"), "key must be"), (lambda: KeyConfig(statistics="text"), "statistics must be"),
         (lambda: LowRankConfig(0, 0), "rank must be"), (lambda: SequenceConfig(MemitConfig(0), 0), "facts_at_once must be"),
         (lambda: modify_by_keys(tiny_bert(), MODIFIED, MemitConfig([0, 1])), "expected its index"), (lambda: ValueConfig(clamp=0), "clamp must be"),
+        *((lambda name=name: edit_facts(tiny_bert(), replace(MODIFIED, modified_train=()), CONFIGS[name]), message) for name, message in
+          (("neurons", "there are no sentences"), ("MEMIT", "no key found in 0 sentences"), ("LoRA", "there are no sentences"), ("FT-L", "there are no sentences"))),
         (lambda: edit_facts(tiny_bert(), MODIFIED, TRAINING), "the settings must be one of"),
     ],
 )

@@ -183,10 +183,26 @@ def test_edits_stack_and_are_undone_in_reverse():
     old, new = next(iter(sample_modifications(WORLD, 1, seed=3).modified_facts.items()))
     first = relink_facts(fae, {old: new})
     first.apply(fae)
-    second = relink_facts(fae, {new: old})
+    third = replace(old, object=next(one.object for one in WORLD.facts if one.relation == old.relation and one.object not in (old.object, new.object)))
+    second = relink_facts(fae, {new: third})
     second.apply(fae)
     assert fae.memory.replaced[first.links["place"]] == first.links["old"]  # what the context knows
     second.undo(fae)
+    first.undo(fae)
+    assert same_memory(fae.memory, build_memory(WORLD, fae.names))
+
+
+def test_an_object_that_is_edited_back_is_replaced_by_none():
+    fae = tiny_fae()
+    facts = sample_modifications(WORLD, 3, seed=3).modified_facts
+    first = relink_facts(fae, facts)
+    first.apply(fae)
+    edited = fae.memory
+    back = relink_facts(fae, {new: old for old, new in facts.items()})
+    back.apply(fae)
+    assert same_memory(fae.memory, build_memory(WORLD, fae.names)) and fae.memory.replaced.eq(-1).all()
+    back.undo(fae)
+    assert same_memory(fae.memory, edited)
     first.undo(fae)
     assert same_memory(fae.memory, build_memory(WORLD, fae.names))
 
@@ -243,6 +259,19 @@ def test_which_loss_trains_what():
     assert not {"fact_query.weight", "fact_key.weight", "relations"} & gradients(lambda_is_one, ["answer"])
     pairs = replace_tails(fae, 2)
     assert "tail_query.weight" in gradients(pairs, ["answer"])
+
+
+def test_an_unknown_old_object_is_no_empty_place():
+    facts = WORLD.facts[:8]
+    more = replace(facts[0], id="more", object=next(one.object for one in WORLD.facts if one.relation == facts[0].relation and one.object != facts[0].object))
+    some = Benchmark((*facts, more), (), ())
+    fae = tiny_fae(memory=build_memory(some, name_entities(WORLD)))
+    assert fae.memory.tails.shape[1] == 2 and fae.memory.tails.min() == -1  # one fact has two objects, the others an empty place
+    old = facts[1]
+    new = replace(old, object=next(one.object for one in WORLD.facts if one.relation == old.relation and one.object != old.object))
+    with pytest.raises(ValueError, match="does not say 'atlantis'"):
+        relink_facts(fae, {replace(old, object="atlantis"): new})
+    assert relink_facts(fae, {old: new}).links["column"].tolist() == [0]
 
 
 def replace_tails(fae, size):

@@ -1,21 +1,26 @@
 """Every model family: transformers' own logits, a pass that can be cut, exact blocks, and edits that come and go."""
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_families import FAMILIES, tiny_family, word_piece
 from tiny_models import WORLD, ask, assert_cuts_change_nothing, same_weights
 
-from modmem import cli
-from modmem.architectures import ARCHITECTURES, find_architecture, find_block_lists
+from modmem import cli, knn_lm
+from modmem.architectures import ARCHITECTURES, find_architecture, find_block_lists, read_architecture
 from modmem.batches import encode_evidence
 from modmem.blocks import select_parameters
 from modmem.editor import Edit, ModificationConfig, modify_facts
+from modmem.editors import edit_facts
 from modmem.facts import MASK
 from modmem.files import DataError
 from modmem.finetuning import slot_loss
-from modmem.masked_lm import copy_with_own, load_masked_lm, predict_pieces, save_masked_lm
+from modmem.keys_values import ValueConfig, find_values
+from modmem.knowledge_neurons import NeuronConfig, attribute_neurons
+from modmem.masked_lm import MaskedLM, copy_with_own, load_masked_lm, predict_pieces, save_masked_lm
+from modmem.memit import AlphaEditConfig, MemitConfig
 from modmem.modification import sample_modifications
 from modmem.pretraining import reinitialize
 
@@ -248,8 +253,6 @@ def tiny_roformer(folder):
 
 
 def test_an_unknown_family_is_edited_by_the_name_of_its_blocks(tmp_path):
-    from modmem.architectures import read_architecture
-
     folder, name = tiny_roformer(tmp_path / "model"), "roformer.encoder.layer"
     with pytest.raises(DataError, match="found 'roformer'; its lists of like modules: roformer.encoder.layer"):
         load_masked_lm(folder)
@@ -273,6 +276,47 @@ def test_an_unknown_family_is_edited_by_the_name_of_its_blocks(tmp_path):
     broken.roformer.encoder.layer[0].register_forward_pre_hook(lambda module, args: (args[0] * torch.rand(1), *args[1:]))
     with pytest.raises(ValueError, match="cannot be run on their own"):
         read_architecture(broken, name)
+
+
+def test_every_editor_and_a_memory_work_by_the_name_of_the_blocks_as_they_do_by_an_entry():
+    known, one = tiny_family("bert"), tiny_family("bert")
+    watched = MaskedLM(one.model, one.tokenizer, read_architecture(one.model, "bert.encoder.layer"))
+    evidence = MODIFIED.modified_train
+    few = ValueConfig(steps=3)
+    for block in (1, 2):
+        torch.testing.assert_close(*(attribute_neurons(model, evidence, block, 2) for model in (known, watched)), rtol=1e-3, atol=1e-6)
+        values = [find_values(model, evidence, block, config=few) for model in (known, watched)]
+        torch.testing.assert_close(values[0].changes, values[1].changes, rtol=1e-2, atol=1e-2)
+        assert values[1].loss == pytest.approx(values[0].loss, rel=1e-3)
+    for config in (MemitConfig(2, values=few), AlphaEditConfig(1, values=few), NeuronConfig(points=2, evidences=1)):
+        assert edit_facts(watched, MODIFIED, config).apply_to_copy(watched).answers(evidence) == edit_facts(known, MODIFIED, config).apply_to_copy(known).answers(evidence)
+    for layer in knn_lm._KEY_LAYERS:
+        memories = [knn_lm.build_memory(model, evidence, layer) for model in (known, watched)]
+        torch.testing.assert_close(memories[0].keys, memories[1].keys, rtol=1e-4, atol=1e-5)
+        neighbors = knn_lm.NeighborLM(watched, memories[1], knn_lm.NearestWithin(1e-2))
+        assert neighbors.architecture is watched.architecture and all(neighbors.answers(evidence))
+
+
+def test_blocks_that_cannot_be_watched_or_lack_a_part_are_told_in_one_line():
+    import transformers
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 40}
+    squeezed = transformers.SqueezeBertForMaskedLM(transformers.SqueezeBertConfig(embedding_size=32, **shape)).eval()
+    with pytest.raises(ValueError, match="^the blocks of 'transformer.encoder.layers' cannot be run on their own: a pass does not call the first of them as a module$"):
+        read_architecture(squeezed, "transformer.encoder.layers")
+    picky = tiny_family("bert").model
+
+    def complain(*_):
+        raise RuntimeError("expected\n 512 tokens")
+
+    picky.bert.encoder.layer[0].register_forward_pre_hook(complain)
+    with pytest.raises(ValueError, match="^the blocks of 'bert.encoder.layer' cannot be run on their own: expected 512 tokens$"):
+        read_architecture(picky, "bert.encoder.layer")
+    other = tiny_family("bert")
+    masked_lm = MaskedLM(other.model, other.tokenizer, replace(other.architecture, ffn_names=("wide", "narrow")))
+    for config in (MemitConfig(1), ModificationConfig(1, radius=0.1, steps=1, part="ffn")):
+        with pytest.raises(ValueError, match="no part 'ffn.*: nothing in BertLayer is named .*narrow"):
+            edit_facts(masked_lm, MODIFIED, config)
 
 
 def test_every_command_takes_the_name_of_the_blocks_of_an_unknown_family(tmp_path, capsys, monkeypatch):

@@ -10,8 +10,9 @@ from test_cli import FEW, edit_line, edits, one_line, run, saved, small_world, w
 from test_leniency import NO_MASK, trex_record, write_trex
 from tiny_models import WORLD, ask, tiny_albert, tiny_bert
 
+from modmem.constraints import PenalizedConfig, modify_constrained, modify_penalized
 from modmem.editing import _match_facts
-from modmem.editor import Edit, ModificationConfig
+from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.edits import read_edits
 from modmem.evaluation import measure_accuracy, score_objects
 from modmem.facts import Benchmark, Evidence, Fact
@@ -19,6 +20,7 @@ from modmem.files import DataError
 from modmem.guard import choose_settings, hold_out, list_blocks, make_guard, read_guard
 from modmem.masked_lm import hash_weights, load_masked_lm
 from modmem.modification import sample_modifications
+from modmem.projection import L2Ball
 from modmem.stack import HalfEdit, find_conflict, halve_edit, list_layers, load_edit, read_config, remove_edit, save_edit, stack_edits
 from modmem.summary import answer_freely, describe_changes
 
@@ -323,4 +325,27 @@ def test_a_stack_takes_the_norm_of_its_first_edit_unless_one_is_given(run, edits
 
 def test_an_edit_of_another_kind_is_not_replayed():
     with pytest.raises(ValueError, match="only edits by training inside a ball"):
-        read_config({"modification": {}, "penalty": "ewc"})
+        read_config({"config": {"modification": {}, "penalty": "ewc"}})
+
+
+def test_an_edit_that_its_settings_do_not_tell_is_neither_stacked_nor_replayed():
+    base, modified, config = tiny_bert(), sample_modifications(WORLD, 2, seed=0), ModificationConfig(1, radius=0.01, steps=2, learning_rate=0.01)
+    plain = modify_constrained(base, modified, config)
+    assert not plain.record.keys() & {"constraint", "penalty"}
+    assert modify_facts(base, modified, config).record == plain.record
+    given = {
+        "penalty": (modify_penalized(base, modified, PenalizedConfig(config, "kl", 1.0)), modify_facts(base, modified, config, penalty=lambda weights: None)),
+        "constraint": (modify_facts(base, modified, config, constraint=L2Ball(0.1)),),
+    }
+    for name, edits in given.items():
+        for edit in edits:
+            with pytest.raises(ValueError, match=f"only edits by training inside a ball can be stacked and replayed, this one has settings .*{name}"):
+                stack_edits(base, edit, modified, config)
+    elsewhere = modify_constrained(plain.apply_to_copy(base), modified, config, anchor=base)
+    with pytest.raises(ValueError, match=f"the first edit is in that around the model with hash {hash_weights(base)[:12]}"):
+        stack_edits(plain.apply_to_copy(base), elsewhere, modified, config)
+    stack = stack_edits(base, plain, modified, config)
+    for layer in stack.record["layers"]:
+        layer["penalty"] = {"name": "kl", "weight": 1.0}
+    with pytest.raises(ValueError, match="only edits by training inside a ball"):
+        remove_edit(base, stack, 1)

@@ -1,4 +1,6 @@
 """Eq. 10 to the letter, neighbours as exact as float64 finds them, and a memory that is the same from its file."""
+import contextlib
+import dataclasses
 import math
 import resource
 
@@ -6,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial import KDTree
+from tiny_families import FAMILIES, tiny_family
 from tiny_models import TINY, WORLD, ask, tiny_bert
 
 from modmem import knn_lm
+from modmem.editor import ModificationConfig, modify_facts
 from modmem.evaluation import evaluate, measure_accuracy
 from modmem.files import DataError
 from modmem.knn_lm import (
@@ -23,7 +27,7 @@ from modmem.knn_lm import (
     find_nearest,
     memory_evidence,
 )
-from modmem.masked_lm import hash_weights, predict_pieces
+from modmem.masked_lm import copy_with_own, hash_weights, predict_pieces
 from modmem.modification import sample_modifications
 from modmem.trials import run_trial
 
@@ -141,6 +145,34 @@ def test_the_layers_are_the_states_of_transformers_own_forward_pass(family):
             keys = torch.stack([slots[batch.rows == row].mean(0) for row in range(3)])
             found = knn_lm._compute_keys(masked_lm, batch, layer)[0]
         torch.testing.assert_close(found, keys, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_s_keys_are_what_its_own_layers_read(family):
+    masked_lm = tiny_family(family)
+    batch = masked_lm.batch(masked_lm.encode(MODIFIED.modified_train[:6]))
+    layers, seen = {"last_ffn_input": masked_lm.blocks[-1].get_submodule(masked_lm.architecture.ffn_names[0])}, {}
+    if family == "deberta-v3":  # whose head multiplies with the word embeddings, in no layer
+        with pytest.raises(ValueError, match="expected a last layer of the head with 244 pieces"):
+            knn_lm._compute_keys(masked_lm, batch, "mlm_transform")
+    else:
+        layers["mlm_transform"] = masked_lm.model.get_output_embeddings()
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        for name, module in layers.items():
+            hooks.enter_context(module.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given[0])))
+        masked_lm.model(batch.input_ids, attention_mask=None if batch.attention_mask is None else batch.attention_mask[:, 0, 0].long())
+    for layer, states in seen.items():
+        slots = states[batch.rows, batch.columns]
+        keys = torch.stack([slots[batch.rows == row].mean(0) for row in range(6)])
+        with torch.no_grad():
+            torch.testing.assert_close(knn_lm._compute_keys(masked_lm, batch, layer)[0], keys, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_without_a_layer_of_that_name_has_no_such_keys():
+    masked_lm = tiny_bert()
+    masked_lm.architecture = dataclasses.replace(masked_lm.architecture, ffn_names=("wide", "narrow"))
+    with pytest.raises(ValueError, match="expected a last block with a layer 'wide', to take keys from 'last_ffn_input'; BertLayer has none"):
+        build_memory(masked_lm, ONE_PIECE[:1], "last_ffn_input")
 
 
 def test_dropout_is_off_while_a_memory_is_built_and_the_mode_is_left_as_found(bert, memory):
@@ -363,6 +395,25 @@ def test_what_is_no_memory_is_refused(bert, memory, tmp_path):
 def test_a_memory_of_another_model_is_refused(bert, memory):
     with pytest.raises(ValueError, match=memory.model_hash[:12]):
         NeighborLM(tiny_bert(seed=1), memory, NearestWithin(1.0))
+    with pytest.raises(ValueError, match=memory.model_hash[:12]):
+        memory.measure(tiny_bert(seed=1), MODIFIED.modified_test)
+
+
+def test_a_memory_is_refused_once_its_model_is_edited_and_taken_back_when_that_is_undone():
+    model = tiny_bert()
+    neighbors = NeighborLM(model, build_memory(model, MODIFIED.modified_train), NearestWithin(1.0))
+    expected = neighbors.answers(MODIFIED.modified_train)
+    edit = modify_facts(neighbors, MODIFIED, ModificationConfig(1, radius=0.1, steps=2, learning_rate=0.1))
+    edited, other = edit.apply_to_copy(neighbors), copy_with_own(neighbors)
+    assert other.answers(MODIFIED.modified_train) == expected
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"states of the model with hash {hash_weights(model)[:12]}, not {hash_weights(edited)[:12]}"):
+            edited.answers(MODIFIED.modified_train)
+    edit.undo(edited)
+    assert edited.answers(MODIFIED.modified_train) == expected == neighbors.answers(MODIFIED.modified_train)
+    edit.apply(neighbors)
+    with pytest.raises(ValueError, match="this memory has the states"):
+        neighbors.answers(MODIFIED.modified_train)
 
 
 def test_an_index_proposes_and_exact_distances_decide(bert, memory):
@@ -427,6 +478,14 @@ def test_a_trial_with_a_memory_says_how_large_and_how_near(bert):
     assert half["within_epsilon"] == 100 * (scale < half["epsilon_used"]).double().mean().item()
     all_sentences = run_trial(bert, MODIFIED, NeighborConfig("all", epsilon=0.0), NEIGHBORS).outcome
     assert all_sentences["num_keys"] == len(WORLD.train)
+
+
+def test_a_given_epsilon_needs_no_unmodified_sentence(bert):
+    alone = dataclasses.replace(MODIFIED, unmodified_train=(), unmodified_test=())
+    model, outcome = NEIGHBORS.modify(bert, alone, NeighborConfig(epsilon=1.0))
+    assert all(model.answers(MODIFIED.modified_train)) and outcome["epsilon_used"] == 1.0 and math.isnan(outcome["within_epsilon"])
+    with pytest.raises(ValueError, match="epsilon_quantile is a share of .* there are none: give epsilon"):
+        NEIGHBORS.modify(bert, alone, NeighborConfig(epsilon_quantile=0.1))
 
 
 @pytest.mark.parametrize(("bad", "message"), [
