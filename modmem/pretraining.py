@@ -163,14 +163,14 @@ class _Course:
             self.tell(self.first)
 
     def tell(self, done: int) -> None:
-        self.points.append({"step": done, "loss": sum(self.losses) / len(self.losses) if self.losses else None})
+        self.points.append({"step": done, "loss": sum(map(float, self.losses)) / len(self.losses) if self.losses else None})
         self.watch(self.points, self.trained)
 
     def after_step(self, done: int) -> None:
         if done % self.config.checkpoint_every and done != self.config.steps:
             return
         if self.state:
-            self.state.save(self.trained.model, self.optimizer, done, losses=[*self.losses], course=self.points)
+            self.state.save(self.trained.model, self.optimizer, done, losses=[*map(float, self.losses)], course=self.points)
         self.tell(done)
 
 # %% ../nbs/2_data/04_pretraining.ipynb #pretrain
@@ -194,7 +194,7 @@ def pretrain(
         batch = next(batches).to(trained.device)
         with _in_bfloat16(trained.device) if config.bfloat16 else contextlib.nullcontext():
             loss = slot_loss(trained, batch)
-        course.losses.append(loss.item())
+        course.losses.append(loss.detach())  # a number only where it is told: a device need not be waited for
         return loss
 
     rates = [learning_rate_at(step, config.steps, config.learning_rate, config.warmup) for step in range(config.steps)]
