@@ -63,8 +63,7 @@ def encode_sentences(
     parts = (plain[start : start + _AT_ONCE] for start in range(0, len(plain), _AT_ONCE))
     ids = (ids for part in parts for ids in tokenizer(part, truncation=True, max_length=limit)["input_ids"])
     salient = iter(encode_evidence(tokenizer, [sentence for sentence in sentences if isinstance(sentence, Evidence)], limit))
-    ready = iter([sentence for sentence in sentences if isinstance(sentence, EncodedEvidence)])
-    encoded = [EncodedEvidence(next(ids), [], []) if isinstance(sentence, str) else next(salient if isinstance(sentence, Evidence) else ready) for sentence in sentences]
+    encoded = [EncodedEvidence(next(ids), [], []) if isinstance(one, str) else next(salient) if isinstance(one, Evidence) else one for one in sentences]
     return [sentence for sentence in encoded if len(sentence) > 2 and (sentence.slots or tokenizer.mask_token_id not in sentence.input_ids)]
 
 
