@@ -16,7 +16,7 @@ import torch
 
 from .batches import EncodedEvidence
 from .facts import Evidence
-from .masked_lm import MaskedLM, predict_pieces, score_slots
+from .masked_lm import MaskedLM, predict_pieces, score_evidence
 from .modification import ModifiedBenchmark
 
 # %% ../nbs/1_method/15_evaluation.ipynb #measure-accuracy
@@ -95,12 +95,12 @@ class Score:
 # %% ../nbs/1_method/15_evaluation.ipynb #read-slots
 def read_log_probabilities(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence]) -> Iterator[tuple[int, torch.Tensor]]:  # position of an evidence, (L, V)
     "Read the log-probabilities of all pieces at the slots of each evidence, a batch at a time."
-    for positions, scores, sizes in score_slots(masked_lm, encoded):
+    for positions, scores, sizes in score_evidence(masked_lm, encoded):
         yield from zip(positions, scores.log_softmax(-1).cpu().split(sizes))
 
 # %% ../nbs/1_method/15_evaluation.ipynb #score-objects
 def score_objects(masked_lm: MaskedLM, evidence: Sequence[Evidence]) -> list[Score]:
-    "Score the objects of some evidence."
+    "Score the object of each evidence, in their order."
     encoded, found = masked_lm.encode(evidence), [None] * len(evidence)
     for position, scores in read_log_probabilities(masked_lm, encoded):
         own = scores.gather(1, torch.tensor(encoded[position].labels)[:, None])

@@ -26,7 +26,7 @@ from .hub import check_hub
 from .packed import PackedRows
 
 # %% auto #0
-__all__ = ['SYNTHETIC', 'MaskedLM', 'in_mode', 'score_slots', 'predict_pieces', 'load_masked_lm', 'save_masked_lm',
+__all__ = ['SYNTHETIC', 'MaskedLM', 'in_mode', 'score_evidence', 'predict_pieces', 'load_masked_lm', 'save_masked_lm',
            'hash_weights', 'copy_with_own']
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #synthetic
@@ -91,7 +91,7 @@ _MOST_ENCODED = 1 << 18  # sentences
 class MaskedLM:
     "A masked language model with its tokenizer, and the one forward pass."
 
-    states_budget = 2**31  # bytes at most for the states that enter one block (`_StatesBelow`): real questions, and what a second moment reads
+    states_budget = 2**31  # bytes at most for the states that enter one block (`_StatesBelow`)
     states_folder = None  # where they are kept in a file; None: in memory
     activations_budget = 3 * 2**27  # bytes that a step of training on a CPU may remember (`part_losses`)
 
@@ -228,12 +228,12 @@ def _rank(scores: torch.Tensor, sizes: list[int], top_k: int) -> list[list[tuple
 
 # %% ../nbs/1_method/14_masked_lm.ipynb #predict-pieces
 @torch.no_grad()
-def score_slots(
+def score_evidence(
     masked_lm: MaskedLM,
     encoded: Sequence[EncodedEvidence],
     batch_size: int = 128,
 ) -> Iterator[tuple[list[int], torch.Tensor, list[int]]]:  # a batch at a time: positions of its sentences, (K, V), and how many of the K slots each has
-    "Score all pieces behind each slot, with dropout off."
+    "Score the vocabulary at the slots of encoded evidence, a batch at a time, with dropout off."
     with in_mode(masked_lm.model, training=False):
         for positions in bucket_by_length([*map(len, encoded)], batch_size):
             chunk = [encoded[position] for position in positions]
@@ -249,7 +249,7 @@ def predict_pieces(
 ) -> list[list[tuple[int, ...]]]:  # for each evidence, its top_k answers as piece ids
     "Predict the pieces behind each slot, with dropout off."
     answers: list = [None] * len(encoded)
-    for positions, scores, sizes in score_slots(masked_lm, encoded, batch_size):
+    for positions, scores, sizes in score_evidence(masked_lm, encoded, batch_size):
         for position, ranked in zip(positions, _rank(scores, sizes, top_k)):
             answers[position] = ranked
     return answers
@@ -356,7 +356,7 @@ def load_masked_lm(
     device: str = "cpu",
     block_pattern: str | None = None,  # of a family that is not in `ARCHITECTURES`: the name of its list of blocks
 ) -> MaskedLM:
-    "Load a model of any family in `ARCHITECTURES` with its own tokenizer, in float32 and with dropout off."
+    "Load a model of any family in `ARCHITECTURES` with its own tokenizer, in float32 and with dropout off; `DataError` says why one cannot be used."
     source = SYNTHETIC if str(name_or_directory) == "synthetic" else name_or_directory
     try:
         check_hub(source)
