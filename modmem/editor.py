@@ -165,7 +165,7 @@ def warn_of_slack(
     num_steps: int,
     start: float = 0.0,  # how far from the center a weight is at most before the first step
 ) -> None:
-    "Warn the caller's caller of a ball that so many steps can hardly reach."
+    "Warn of a radius that so many steps can hardly reach; the warning points to the caller's caller."
     rate = config.finetuning.learning_rate
     if config.norm == "linf" and start + rate * num_steps < config.radius < math.inf:
         text = f"{num_steps} steps at learning rate {rate:g} hardly reach the radius {config.radius:g}: it constrains nothing"
