@@ -42,7 +42,7 @@ MASK = "[MASK]"  # the open slot in an evidence's text
 
 # %% ../nbs/1_method/10_facts.ipynb #find-end
 def find_end(text: str, words: int = 512) -> int:
-    "Find where so many words of a text end; each has a letter or a digit, and so a piece at least."
+    "Find where the first `words` words of a text end, or the text; a word has a letter or a digit, and so takes at least one piece."
     last = next(islice(re.finditer(r"\w\S*", text), words - 1, None), None) if len(text) > words else None
     return len(text) if last is None else last.end()
 
@@ -60,7 +60,7 @@ class Evidence:
             raise ValueError(f"an evidence needs exactly one {MASK}, found {slots} in {self.text!r}")
 
     def around(self, words: int = 512) -> Evidence:
-        "Leave out what is farther from the slot than so many words, and so in no window of as many pieces."
+        "Keep `words` words on either side of the slot: what is farther away is in no window of as many pieces."
         if len(self.text) <= words:
             return self
         before, after = self.text.split(MASK)
@@ -156,7 +156,7 @@ def _count_others(benchmark: Benchmark) -> list[int]:
 
 # %% ../nbs/1_method/10_facts.ipynb #object-statistics
 def _object_statistics(facts: Sequence[Fact]) -> dict[str, float]:
-    "How many objects the relations have, how unevenly they are frequent, and how far relations share them."
+    "Measure how many objects the relations have, how uneven their frequencies are, and how far relations share them."
     counts = pd.crosstab([fact.object for fact in facts], [fact.relation for fact in facts])  # a row for each object, a column for each relation
     shares, several = counts / counts.sum(), (counts > 0).sum(axis=1) > 1
     together = (counts > 0).mul(counts.sum(axis=1), axis=0)
