@@ -96,7 +96,7 @@ def find_mention(
     tokenizer, text: str,
     ids: Sequence[int],  # of a sentence
 ) -> range | None:  # its positions; None: it is not there
-    "Find the first mention of a text in a sentence; some tokenizers tell a word within a sentence from its start."
+    "Find the first mention of a text in a sentence, with the pieces that it has at the start or after a space."
     for spelled in (text, f" {text}"):
         pieces = tokenizer(spelled, add_special_tokens=False)["input_ids"]
         for start in range(len(ids) - len(pieces) + 1):
@@ -115,8 +115,8 @@ class MaskedBatch:
     numbers: torch.Tensor  # (K,), 0 for the first slot of its sentence, 1 for the second, ...
     labels: torch.Tensor  # (K,), the piece that belongs there
     max_slots: int  # slots of a sentence at most
-    states: torch.Tensor | None = None  # (B, N, H), what block `start` reads, where that is known beforehand
-    start: int = 0
+    states: torch.Tensor | None = None  # (B, N, H), what block `start` reads, if it was kept; None: the pass begins with the embeddings
+    start: int = 0  # the block that the pass begins with
 
     def to(self, device: torch.device | str) -> MaskedBatch:
         "Move all tensors to a device."

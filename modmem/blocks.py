@@ -19,7 +19,7 @@ from .masked_lm import MaskedLM
 def check_blocks(
     blocks: int | Sequence[int] | str,  # an index from 0, a list of indices, or "all"
 ) -> int | tuple[int, ...] | str:  # the same, a list as a tuple
-    "Refuse what names no blocks of any model."
+    "Raise `ValueError` for what cannot be blocks of any model."
     if isinstance(blocks, str) and blocks == "all":
         return blocks
     chosen = [blocks] if isinstance(blocks, int) else blocks
@@ -42,7 +42,7 @@ PARTS: dict[str, Callable[[Architecture], tuple[str, ...]]] = {  # of a block ->
 
 
 def check_part(part: str) -> str:
-    "Refuse what is no part of a block."
+    "Raise `ValueError` for what is no key of `PARTS`."
     check_choice("part", part, PARTS)
     return part
 
@@ -57,7 +57,7 @@ def select_parameters(
     blocks: int | Sequence[int] | str,  # an index from 0, a list of indices, or "all"
     part: str = "all",  # a key of `PARTS`
 ) -> dict[str, torch.nn.Parameter]:  # name -> parameter, each once, without those that change no answer
-    "Select the weights of Transformer blocks, or of a part of each; never embeddings or head (Section 3.3)."
+    "Select the weights of Transformer blocks, or of a part of each; never embeddings or head (Section 3.3); `ValueError` if the model has no such blocks or part."
     modules, inside = masked_lm.blocks, PARTS[check_part(part)](masked_lm.architecture)
     chosen = check_blocks(blocks)
     indices = range(len(modules)) if chosen == "all" else [chosen] if isinstance(chosen, int) else chosen

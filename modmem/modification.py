@@ -141,7 +141,7 @@ def sample_modifications(
     num_modified: int,  # |M|
     seed: int = 0,
     drawn_from: str | None = None,  # "all" or "answered"; None: as the benchmark has it
-    object_frequency: str = "relation",  # "relation" (the paper) or "global" (the author's code)
+    object_frequency: str = "relation",  # "relation" (the paper) or "global" (the authors' code)
     answered_by: Any = None,  # for "answered": the pretrained MaskedLM, or the ids of the facts it answers
 ) -> ModifiedBenchmark:
     "Choose S, draw new objects and rewrite the evidence (Section 4.1, Appendix A)."

@@ -20,7 +20,7 @@ from .files import check_choice
 
 # %% ../nbs/1_method/18_projection.ipynb #check-radius
 def check_radius(radius: Real) -> float:  # above 0, perhaps inf
-    "Refuse a radius that is not a number above zero."
+    "Raise `ValueError` for a radius that is not a number above zero."
     value = float(radius) if isinstance(radius, Real) and not isinstance(radius, bool) else math.nan
     if not value > 0:
         raise ValueError(f"radius must be a number above 0 (inf: no constraint), not {radius!r}")
@@ -41,7 +41,7 @@ def check_weights(
     weights: Sequence[torch.Tensor],  # trained tensors, a shared one listed once
     centers: Sequence[torch.Tensor],  # the same tensors before the edit
 ) -> None:
-    "Refuse weights in half precision, listed twice, or without a center of their own shape and dtype."
+    "Raise `ValueError` for weights in half precision, listed twice, or without a center of their own shape and dtype."
     if not weights or len(weights) != len(centers):
         raise ValueError(f"expected a center for each tensor of weights, found {len(weights)} and {len(centers)} centers")
     if len({id(weight) for weight in weights}) < len(weights):

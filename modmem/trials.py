@@ -28,7 +28,7 @@ class Method:
     name: str  # for tables
     modify: Callable  # (model, modified benchmark, settings) -> modified copy, outcome
     measure: Callable = evaluate  # (modified copy, modified benchmark) -> `EditAccuracy`
-    describe: Callable = lambda accuracy, before, modified_benchmark: {}  # what else is told; `before`: unmodified answers that were right
+    describe: Callable = lambda accuracy, before, modified_benchmark: {}  # further columns of a row; `before` says of each question of `unmodified_test` whether the model had it right before
 
 
 def _fine_tune(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, config: ModificationConfig) -> tuple[MaskedLM, Mapping]:
@@ -71,12 +71,12 @@ def run_trial(
 
 # %% ../nbs/1_method/21_trial.ipynb #select-radius
 def select_radius(
-    rows: pd.DataFrame,  # with `radius`, or what else `strength` names, and accuracies; perhaps `facts` ("reported", "heldout") and `status`: failed rows do not count
+    rows: pd.DataFrame,  # with accuracies and a column `strength`; perhaps `facts` ("reported", "heldout") and `status` (other than "done": does not count)
     by: Sequence[str],  # the settings that tell groups apart
     on: str = "reported",  # or "heldout": the facts that choose
     also: Sequence[str] = (),  # settings that are chosen together with the radius, such as blocks
-    strength: str = "radius",  # the column that is chosen: another method's dial
-) -> pd.DataFrame:  # reported rows with the settings chosen, none of a group that nothing chose for; `edge`: no smaller radius was tried, or no larger one though weights have reached this one
+    strength: str = "radius",  # the column to choose: another method has another dial
+) -> pd.DataFrame:  # the reported rows of the chosen settings; `edge`: the smallest radius tried, or the largest and reached by weights
     "Choose the radius with the best mean accuracy in each group (Section 4.2)."
     check_choice("on", on, ("reported", "heldout"))
     everywhere = {"status": "done", "facts": "reported"}
