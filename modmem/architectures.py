@@ -214,7 +214,7 @@ def _watch(model: nn.Module, block: nn.Module, ids: torch.Tensor, mask: _Mask) -
 
 def _score(model: nn.Module, block: nn.Module, states: torch.Tensor) -> torch.Tensor:
     "What a model makes of its last block's states, (K, H): (K, V)."
-    width, surplus = 8, -len(states) % 8
+    width, surplus = 8, -len(states) % 8  # the pass wants sentences: rows of eight states, the last one filled up
     rows = torch.cat([states, states[:1].expand(surplus, -1)]).unflatten(0, (-1, width))
     with block.register_forward_hook(lambda module, args, written: (rows, *written[1:]) if isinstance(written, tuple) else rows):
         ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=states.device)

@@ -49,20 +49,20 @@ class DataError(ValueError):
         self.skippable = False  # whether the reader could have left it out
         self.kind = re.sub(r"\[\d+\]", "", ": ".join([*([f"field {field!r}"] if field else []), expected.partition(",")[0]]))
         self._message = ": ".join([place, *([f"field {field!r}"] if field else []), expected])
-        super().__init__(expected, path, line, field)  # of which another process makes it again
+        super().__init__(expected, path, line, field)  # what pickle makes it from in another process
 
     def __str__(self) -> str:
         return self._message
 
 # %% ../nbs/1_method/00_files.ipynb #check-whole
 def check_whole(name: str, value: Any, least: int = 1) -> None:
-    "Refuse a setting, which the error names, that is not a whole number or is too small."
+    "Raise `ValueError`, with the setting's name, unless it is a whole number of at least `least`."
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    "Refuse a setting, which the error names, that is none of the choices."
+    "Raise `ValueError`, with the setting's name, unless it is one of the choices."
     if value not in list(choices):
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
 
@@ -117,7 +117,7 @@ def get_field(
     path: str | Path,  # for the error
     line: int | None,  # for the error
 ):  # the value: of the type asked for, and not empty
-    "Look up a field that must be there, of the right type and not empty."
+    "Look up a field; `DataError` unless it is there, of the right type and not empty."
     if name not in record:
         raise DataError("missing", path, line, name)
     value = record[name]

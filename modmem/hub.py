@@ -19,7 +19,7 @@ __all__ = ['check_hub']
 
 # %% ../nbs/1_method/04_hub.ipynb #answers
 def _answers(address: str, seconds: float) -> bool:
-    "Whether a server answers in time; to look up its name, which no timeout ends, may take long."
+    "Tell whether a server answers in time, the look-up of its name included."
     answers = []
 
     def ask() -> None:
@@ -41,7 +41,7 @@ def check_hub(
     source: str | Path,  # a folder, or a hub id
     seconds: float = 2.5,  # to wait for an answer
 ) -> None:
-    "Refuse a model that is no folder, is not in the cache, and that no hub can send now."
+    "Raise `DataError` for a model that is no folder, is not in the cache, and that no hub can send now."
     if Path(source).exists() or isinstance(try_to_load_from_cache(str(source), "config.json"), str):
         return
     if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT, seconds):

@@ -24,7 +24,7 @@ class LeftOut:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        "Read one piece of the input: if it is bad and may be skipped, the block ends there and the program goes on behind it."
+        "Guard the reading of one piece of input: a `DataError` ends the block and is counted, or is raised."
         try:
             yield
         except DataError as error:
