@@ -121,7 +121,7 @@ def read_edits(
 
 # %% ../nbs/2_data/03_edits.ipynb #find-lines
 def find_lines(edits: ModifiedBenchmark, path: str | Path) -> dict[str, int]:  # id of a fact -> line
-    "Find the line of each edit; of a pipe, which can be read once, its number among the edits."
+    "Find the line of each edit; a pipe cannot be read again, so there it is the number of the edit."
     numbers = (line for line, _ in read_jsonl(path)) if Path(path).is_file() else count(1)
     return {old.id: line for old, line in zip(edits.modified_facts, numbers)}
 
@@ -148,7 +148,7 @@ def check_phrasings(
     edits: ModifiedBenchmark,
     path: str | Path,  # of the file that they are from
 ) -> None:
-    "Refuse tests that to this model are evidence, sentences that to it are one but have two answers, and special tokens."
+    "Raise `DataError` if this model reads a test as evidence, reads two sentences with different answers alike, or finds a special token."
     lines, seen = find_lines(edits, path), {}
     for side, sentences in {"evidence": edits.modified_train, "test": edits.modified_test}.items():
         for sentence, read in zip(sentences, masked_lm.encode(sentences)):

@@ -20,7 +20,7 @@ def read_templates(
     path: str | Path,  # LAMA's relations.jsonl
     left_out: LeftOut = LeftOut(),
 ) -> dict[str, str]:  # relation -> template
-    "Read the template of each relation."
+    "Read the template of each relation; `DataError` names a bad line."
     templates = {}
     for line, record in read_jsonl(path, left_out):
         with left_out():
@@ -73,7 +73,7 @@ def make_evidence(
     path: str | Path,  # for errors, like line and field
     line: int, field: str,
 ) -> Evidence:
-    "Make an evidence, of a document what a model can read; `DataError` names the place of a text without exactly one `[MASK]`."
+    "Make an evidence, cut to what a model can read; `DataError` names the place of a text without exactly one `[MASK]`."
     try:
         return Evidence(fact, text, surface).around()
     except ValueError as error:
@@ -109,7 +109,7 @@ def load_trex(
     directory: str | Path,  # LAMA's data folder: holds TREx/P*.jsonl and relations.jsonl
     relations: Sequence[str] | None = None,  # such as ["P19", "P20"]; None: all that have a file
     max_evidences: int | None = None,  # training sentences a fact keeps at most; None: all
-    keep_duplicates: bool = False,  # keep a sentence that a fact has twice, twice
+    keep_duplicates: bool = False,  # keep the repeated sentences of a fact
     on_error: str = "raise",  # or "skip": leave out what is bad, and warn with the counts
 ) -> Benchmark:
     "Load T-REx: Wikipedia sentences to train on, filled templates to test with (Appendix A)."
