@@ -26,7 +26,7 @@ def mean_squared_gradient(
     losses: Iterable[torch.Tensor],  # scalars; of one example each, or the mean over a batch
     weights: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:  # shaped like the weights
-    "Average the squared gradients of losses, entry by entry."
+    "Average the squared gradients of losses, entry by entry; `ValueError` if there are none."
     totals, count = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights], 0
     for loss in losses:
         for total, gradient in zip(totals, torch.autograd.grad(loss, weights)):
@@ -41,6 +41,7 @@ _BATCH_SIZE = 128  # Appendix C
 
 
 def _losses(masked_lm: MaskedLM, encoded: Sequence[EncodedEvidence], kind: str, seed: int) -> Iterator[torch.Tensor]:
+    "Compute the losses whose gradients an estimate squares: of a sentence each, or of a batch."
     size, generator = _BATCH_SIZE if kind == "batch" else 1, torch.Generator().manual_seed(seed)
     for start in range(0, len(encoded), size):
         batch = masked_lm.batch(encoded[start : start + size])

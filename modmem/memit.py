@@ -43,7 +43,7 @@ def solve_inside(
     moment: torch.Tensor,  # (d, d): C
     keep: float,  # share of the directions that may change, those with least of C
     ridge: float,  # of the mean diagonal of the keys' own K K^T, inside
-    earlier: torch.Tensor | None = None,  # (m, d): keys of edits that shall stay
+    earlier: torch.Tensor | None = None,  # (m, d): keys of edits that should stay
 ) -> torch.Tensor:  # (H, d): the change of W, zero on the other directions
     "Change answers to keys within the null space of old ones (AlphaEdit)."
     basis = torch.linalg.eigh(moment).eigenvectors[:, : max(1, round(keep * len(moment)))]
@@ -58,7 +58,7 @@ def solve_inside(
 @dataclass(frozen=True)
 class KeyConfig:
     "Which keys are answered anew, and which others are to be answered as before."
-    key: str = field(default="mask", metadata={"column": "key_place"})  # where a key stands, or "subject"
+    key: str = field(default="mask", metadata={"column": "key_place"})  # where a key stands: at the slots, or "subject"
     average: bool = False  # one key a fact and slot
     statistics: str = "unmodified"  # evidence that the second moment is of, or "modified": the edit's own, other words hidden
     sentences: int = 6000  # of them at most
@@ -98,7 +98,7 @@ class AlphaEditConfig:
 
 # %% ../nbs/3_editors/04_memit.ipynb #modify
 def _estimate_moment(masked_lm: MaskedLM, modified_benchmark: ModifiedBenchmark, block: int, config: KeyConfig) -> torch.Tensor:
-    "The second moment of the keys that shall be answered as before."
+    "The second moment of the keys whose answers should stay."
     if config.statistics == "modified":
         evidence = mask_words(modified_benchmark.modified_train, config.sentences)
     else:

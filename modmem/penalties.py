@@ -20,7 +20,7 @@ from .masked_lm import MaskedLM, copy_with_own, in_mode
 
 # %% ../nbs/3_editors/01_penalties.ipynb #check-penalty
 def check_weight(weight: Real) -> None:
-    "Refuse a weight of a penalty, lambda, that is not a finite number above zero."
+    "Raise `ValueError` for a weight of a penalty, lambda, that is not a finite number above zero."
     if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 < weight < math.inf:
         raise ValueError(f"the weight of a penalty must be a number above 0, not {weight!r}")
 
