@@ -46,7 +46,7 @@ def build_memory(
     coverage: float = 1.0,  # share of the pairs of subject and relation that are stored
     seed: int = 0,  # which ones
 ) -> FactMemory:
-    "Store a benchmark's facts."
+    "Store a benchmark's facts; `ValueError` if none is left."
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage must be a share above 0, at most 1, not {coverage!r}")
     tails = {}
@@ -108,7 +108,7 @@ class EncodedFact:
 
 
 def encode_facts(fae: FactsAsExperts, evidence: Sequence[Evidence]) -> list[EncodedFact]:
-    "Tokenize evidence, find the subjects, and look up the labels."
+    "Tokenize evidence, find the subjects, and look up the labels; `ValueError` for an entity or relation without a row."
     read = encode_evidence(fae.encoder.tokenizer, evidence, fae.encoder.max_length)
     spans = _locate_subjects(fae.encoder.tokenizer, evidence, read)
     tails, encoded = fae.memory.tails.tolist(), []

@@ -174,7 +174,7 @@ def _summarize_tails(query: torch.Tensor, tails: torch.Tensor, entities: torch.T
 
 # %% ../nbs/4_memories/01_fae.ipynb #mix
 def _mix(fae: FactsAsExperts, slots: torch.Tensor, keys: torch.Tensor, hidden_facts: torch.Tensor) -> dict[str, torch.Tensor]:
-    "Ask the fact memory, mix context and fact, and score all entities."
+    "Ask the fact memory, mix context and fact, and score all entities; the dictionary has the rest of `FaeOutput`."
     network, memory = fae.model, fae.memory
     query = network.fact_query(slots)
     null_scores = query @ network.null_key + fae.config.null_bias
