@@ -161,10 +161,13 @@ def keep_answerable(tokenizer, benchmark: Benchmark, max_pieces: int = 20) -> Be
     return replace(benchmark, facts=facts, train=train, test=test)
 
 # %% ../nbs/1_method/13_batches.ipynb #read-in-parts
-def _read_in_parts(tokenizer, evidence: Sequence[Evidence], size: int = 4096) -> Iterator[list[int]]:
-    "The token ids of each evidence, uncut; so many evidences are tokenized at a time."
-    for start in range(0, len(evidence), size):
-        for before, labels, after in _pieces_around(tokenizer, [_split(sentence) for sentence in evidence[start : start + size]]):
+_AT_ONCE = 4096  # evidences that are tokenized together
+
+
+def _read_in_parts(tokenizer, evidence: Sequence[Evidence]) -> Iterator[list[int]]:
+    "The token ids of each evidence, uncut."
+    for start in range(0, len(evidence), _AT_ONCE):
+        for before, labels, after in _pieces_around(tokenizer, [_split(sentence) for sentence in evidence[start : start + _AT_ONCE]]):
             yield [*before, *[tokenizer.mask_token_id] * len(labels), *after]
 
 # %% ../nbs/1_method/13_batches.ipynb #keep-unseen

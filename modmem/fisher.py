@@ -111,7 +111,7 @@ def project_fisher(
     centers: Sequence[torch.Tensor],  # weights before the edit
     fisher: Sequence[torch.Tensor],  # F, above 0
     radius: float,  # largest allowed norm of the whole change
-    projection: str = "newton",  # nearest in the Euclidean metric; "radial": in the Fisher metric
+    projection: str,  # "newton": nearest in the Euclidean metric; "radial": in the Fisher metric
 ) -> list[torch.Tensor]:  # nearest weights inside the ball
     "Project `weights` onto the Fisher ball around `centers`, all tensors together."
     norm = fisher_norm(weights, centers, fisher)

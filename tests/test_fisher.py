@@ -136,7 +136,7 @@ def test_newton_is_feasible_and_optimal_within_ten_steps(count, excess, spread):
 
 def test_the_projection_is_the_nearest_point_that_scipy_finds():
     change, fisher = draw(4, seed=3, spread=1.0)
-    (ours,) = project_fisher([change], [torch.zeros(4, dtype=torch.float64)], [fisher], 0.7)
+    (ours,) = project_fisher([change], [torch.zeros(4, dtype=torch.float64)], [fisher], 0.7, "newton")
     y, f = change.numpy(), fisher.numpy()
     rule = {"type": "ineq", "fun": lambda d: 0.49 - np.sum(f * d**2), "jac": lambda d: -2 * f * d}
     found = optimize.minimize(lambda d: np.sum((d - y) ** 2), y * 0.1, jac=lambda d: 2 * (d - y), constraints=rule, method="SLSQP", options={"ftol": 1e-14, "maxiter": 500})
