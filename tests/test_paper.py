@@ -27,7 +27,7 @@ def test_table_1_counts_files_and_worlds_and_says_what_was_not_run(folder):
     csv, text, record = run("table_1", folder, num_subjects=12, places={"trex": str(data)})
     assert list(csv) == ["benchmark", "side", "questions", "facts", "distinct_questions"]
     assert csv["benchmark"].tolist() == ["T-REx", "T-REx", "zsRE", "zsRE", "world (question)", "world (question)"]
-    assert csv["questions"].fillna(-1).tolist() == [2, 1, -1, -1, 480, 96], "a sentence that is there twice counts twice"
+    assert csv["questions"].fillna(-1).tolist() == [2, 1, -1, -1, 600, 240], "a sentence that is there twice counts twice; ten facts of a subject, in the style of the experiments"
     assert csv["distinct_questions"].tolist()[:2] == [1, 1]
     assert table(text).iloc[2].tolist() == ["zsRE", "training", "not run", "197,829", "not run", "147,905", "not run"]
     assert record["cuts"] == ["zsRE: not run, no files were given"] and str(folder) not in json.dumps(record)
