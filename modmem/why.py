@@ -111,7 +111,7 @@ def write_command(
     data = {"trex": ["--trex", "DIR"], "zsre": ["--zsre", "FILE"]}.get(parameters.get("benchmark"), [])
     models = parameters.get("models", [parameters.get("model")]) if data else []  # real ones, which lie where only the user knows
     changed = {name: value for name, value in parameters.items() if value != usual.get(name)} | ({"folders": dict.fromkeys(models, "FOLDER")} if data else {})
-    texts = {name: value if isinstance(value, str) else re.sub(r"\binf\b", "1e999", repr(value)).replace("'", '"') for name, value in changed.items()}
+    texts = {name: value if isinstance(value, str) else repr(value).replace("'", '"') for name, value in changed.items()}
     given = [word for name, text in texts.items() for word in ("-p", name, text)]
     return shlex.join(["modmem", "reproduce", name, "--output", folder, "--store", folder, *data, *given])
 

@@ -393,5 +393,19 @@ def test_the_runs_of_a_notebook_can_be_listed_without_computing_and_artefacts_sh
 def test_settings_that_make_no_row_are_refused_before_any_is_computed():
     with pytest.raises(ValueError, match="a start must be .*not .ft."):
         list_runs("tradeoff", start="ft")
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="positions must be as many as blocks, not 1 for 3"):
         list_runs("table_3", positions=["first"])
+    for name, given in {"tradeoff": {"radii": {"2": [0.1]}}, "radius_choice": {"positions": {}}, "when_it_pays": {"radii": {"2": [0.1]}}, "checkpoints": {"fta_radii": {"2": 0.1}}}.items():
+        with pytest.raises(ValueError, match="positions has no name for block"):
+            list_runs(name, **given)
+    with pytest.raises(ValueError, match="gain_axes has no parameter 'num_modifed'"):
+        list_runs("gain_axes", axes={"facts": {"few": {"num_modifed": 8}}})
+    with pytest.raises(ValueError, match="not enough values"):
+        list_runs("constraints", between=[20])
+    with pytest.raises(KeyError, match="none"):
+        list_runs("table_6", remembered=["none"])
+
+
+def test_an_axis_may_move_whatever_is_a_parameter():
+    runs = list_runs("gain_axes", axes={"block": {"first": {"block": 0}, "last": {"radii": [0.05]}}})
+    assert {(run.method.blocks, run.method.radius) for run in runs} == {(0, 0.01), (0, 0.02), (3, 0.05), (0, math.inf), (3, math.inf)}
