@@ -29,10 +29,12 @@ from .starts import RECIPES, Data, Places, Start
 from .statistics import gain_over_own_rate
 from .sweep import run_sweep
 from .tables import compare_published, describe_run, save_table, summarize
+from .trials import select_radius
 from .world import WorldStyle
 
 # %% auto #0
-__all__ = ['Paper', 'name_blocks', 'list_failed', 'list_cuts', 'find_least_evidences', 'split_by_evidences', 'save_own_rates']
+__all__ = ['CHOSEN_ON', 'Paper', 'name_blocks', 'choose_both_ways', 'list_failed', 'list_cuts', 'find_least_evidences',
+           'split_by_evidences', 'save_own_rates']
 
 # %% ../nbs/5_experiments/10_paper.ipynb #places
 _PLACES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml").read_text(encoding="utf-8"))
@@ -113,6 +115,12 @@ class Paper:
         blocks = int(blocks) if str(blocks).isdigit() else blocks  # a key of a dictionary is text
         return ModificationConfig(blocks, radius=radius, seed=seed, **settings)
 
+    @property
+    def training(self) -> str:
+        "Say in a caption how FTM is trained."
+        rate, size, epochs, least = (self.parameters[name] for name in ("learning_rate", "batch_size", "epochs", "min_steps"))
+        return f"Adam with learning rate {rate:g}, batches of {size}, {epochs:g} epochs but at least {least} steps"
+
     def compute(self, runs: Sequence[Run]) -> pd.DataFrame:
         "Compute the rows that are not there yet, and return all."
         store, known, scheduler = self.at["store"], self.at["known_rows"] or None, self.at["scheduler"] or None
@@ -139,6 +147,16 @@ def name_blocks(
     if unnamed := [text for text in texts if text not in names]:
         raise ValueError(f"positions has no name for block {unnamed[0]}")
     return {text: names[text] for text in texts}
+
+# %% ../nbs/5_experiments/10_paper.ipynb #choose
+CHOSEN_ON = {"reported": "reported", "heldout": "held out"}  # which facts choose -> as a table says it
+
+
+def choose_both_ways(
+    rows: pd.DataFrame, by: Sequence[str], also: Sequence[str] = (), strength: str = "radius",  # as for `select_radius`
+) -> pd.DataFrame:  # reported rows at the strength chosen, with `edge` and `chosen_on`
+    "Choose a radius on the facts that are reported, as in the paper, and on held-out ones."
+    return pd.concat([select_radius(rows, by, on, also, strength).assign(chosen_on=way) for on, way in CHOSEN_ON.items()])
 
 # %% ../nbs/5_experiments/10_paper.ipynb #list-failed
 def list_failed(
