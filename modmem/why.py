@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from .files import DataError
+from .rows import read_csv
 from .runs import list_columns
 
 # %% ../nbs/5_experiments/13_why.ipynb #find-lines
@@ -126,7 +127,7 @@ def read_artefact(
         raise DataError("no such file", path)
     record = path.with_suffix(".json")
     text = record.read_text(encoding="utf-8").replace('"Infinity"', "Infinity") if record.is_file() else "{}"
-    table, record = pd.read_csv(path, dtype=str, keep_default_na=False), json.loads(text)
+    table, record = read_csv(path, keep_default_na=False), json.loads(text)
     positions = record.get("parameters", {}).get("positions")
     if isinstance(positions, dict) and "position" in table and "blocks" not in table:  # a parameter tells which blocks these are
         table["blocks"] = table["position"].map({position: block for block, position in positions.items()}).fillna("")
