@@ -80,13 +80,14 @@ def _tidy(table: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/5_experiments/03_rows.ipynb #read-csv
 def read_csv(
     path: str | Path,
+    expected: str = "a csv",  # what the error says
     **options,  # of pandas' `read_csv`
 ) -> pd.DataFrame:  # texts
     "Read a csv of a folder of results; `DataError` if it is none."
     try:
         return pd.read_csv(path, dtype=str, **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
-        raise DataError("expected a csv", path) from None
+        raise DataError(f"expected {expected}", path) from None
 
 
 def _refuse_text(table: pd.DataFrame, path: str | Path) -> None:
@@ -105,8 +106,9 @@ def load_results(
     "Load the rows of a store, of a csv, or of both; a finished row goes before a failed one."
     tables, wanted = [], None if keys is None else set(keys)
     if rows is not None:
-        if not {"key", "status"} <= set(known := read_csv(rows)):
-            raise DataError("expected rows of a sweep, a csv with columns 'key' and 'status'", rows)
+        expected = "rows of a sweep, a csv with columns 'key' and 'status'"
+        if not {"key", "status"} <= set(known := read_csv(rows, expected)):
+            raise DataError(f"expected {expected}", rows)
         tables.append(known.fillna({"error": "", "warning": ""}))  # numbers below, exactly
     if store is not None:
         found = {path.stem for path in Path(store).glob("*.json") if not path.name.startswith(".")}

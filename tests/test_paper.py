@@ -406,6 +406,16 @@ def test_settings_that_make_no_row_are_refused_before_any_is_computed():
         list_runs("table_6", remembered=["none"])
 
 
+def test_a_radius_is_chosen_both_ways():
+    from modmem.paper import choose_both_ways
+
+    found = [(0.1, "reported", 60.0), (0.2, "reported", 50.0), (0.1, "heldout", 40.0), (0.2, "heldout", 70.0)]
+    rows = pd.DataFrame(found, columns=["radius", "facts", "average_accuracy"]).assign(seed=0, position="last")
+    for name in ("modified_accuracy", "unmodified_accuracy", "unmodified_accuracy_heldout"):
+        rows[name] = rows["average_accuracy"]
+    assert choose_both_ways(rows, ["position"])[["chosen_on", "radius", "facts"]].values.tolist() == [["reported", 0.1, "reported"], ["held out", 0.2, "reported"]]
+
+
 def test_an_axis_may_move_whatever_is_a_parameter():
     runs = list_runs("gain_axes", axes={"block": {"first": {"block": 0}, "last": {"radii": [0.05]}}})
     assert {(run.method.blocks, run.method.radius) for run in runs} == {(0, 0.01), (0, 0.02), (3, 0.05), (0, math.inf), (3, math.inf)}

@@ -240,7 +240,7 @@ def test_what_is_no_row_is_named_and_what_is_half_written_is_overlooked(invented
     with pytest.raises(DataError, match="notes.json: expected a row"):
         load_results(tmp_path)
     for text, message in {
-        "a,b\n1,2\n": ": expected rows", "": ": expected a csv", "key,status\na,done\nb,done,1\n": ": expected a csv",
+        "a,b\n1,2\n": ": expected rows", "": ": expected rows", "key,status\na,done\nb,done,1\n": ": expected rows",
         "key,status,radius,warning\na,done,inf,x\nb,done,wide,\n": ":3: field 'radius': expected a number, found 'wide'",
     }.items():
         (tmp_path / "rows.csv").write_text(text)
