@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -77,23 +78,25 @@ def read_defaults(
     return {name: value for name, value in namespace.items() if not name.startswith("__")}
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #check-value
-def _refuse_text(value: Any) -> None:
-    "Refuse text that was meant as a number, at any depth."
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_text(part)
+def _tidy_value(value: Any) -> Any:
+    "Make text of keys, as JSON has them, and refuse text that was meant as a number, at any depth."
+    if isinstance(value, dict):
+        return {str(key): _tidy_value(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_tidy_value(part) for part in value]
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             number = float(value)
             written = format(Decimal(repr(number)), "f") if math.isfinite(number) else f".{number}"
             raise TypeError(f"{value!r} is text, not a number: write {written}")
+    return value
 
 
 def _check_value(value: Any, kind: type) -> Any:
     "Check a parameter's value against its type; TypeError says what is wrong."
     if kind is float and type(value) is int:
         return float(value)
-    if kind is not str:
-        _refuse_text(value)
+    value = value if kind is str else _tidy_value(value)
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, found {value!r}")
     return value
@@ -103,7 +106,8 @@ def _read_value(text: str, kind: type) -> Any:
     try:
         if kind in (str, int, float):
             return kind(text)
-        return _check_value(ast.literal_eval({"true": "True", "false": "False"}.get(text, text)), kind)
+        python = re.sub(r"\binf\b", "1e999", {"true": "True", "false": "False"}.get(text, text))  # which Python has no other word for
+        return _check_value(ast.literal_eval(python), kind)
     except (ValueError, SyntaxError):
         raise TypeError(f"expected {kind.__name__}, found {text!r}") from None
 
@@ -211,10 +215,13 @@ def list_runs(artefact: Artefact) -> Artefact:  # with its runs and places
     for cell in cells[: last + 1]:
         try:
             exec(compile(cell["source"], f"{artefact.name}, cell {cell['id']}", "exec"), namespace)
-        except (ArithmeticError, LookupError, NameError, TypeError, ValueError) as error:
-            raise ValueError(f"{artefact.name}: these parameters make no rows: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:
+            reason = f"there is no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{artefact.name}: these parameters make no rows: {reason}") from error
         namespace |= artefact.filled if "parameters" in cell["tags"] else {}
     runs = tuple(namespace.get("runs", ()))
+    if "runs" in namespace and not runs:
+        raise ValueError(f"{artefact.name}: these parameters make no rows: one of the lists is empty")
     return replace(artefact, runs=runs, places=namespace["paper"].places if runs else None)
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #recall

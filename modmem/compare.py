@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .files import DataError, check_choice
-from .rows import COSTS, load_results
+from .rows import COSTS, load_results, read_csv
 from .runs import list_columns
 
 # %% ../nbs/5_experiments/12_compare.ipynb #origins
@@ -110,7 +110,7 @@ def _find_cells(x: pd.DataFrame, y: pd.DataFrame, tolerance: str) -> dict[tuple,
 
 def _compare_csv(a: Path, b: Path, tolerance: str) -> dict:
     "How the csv of an artefact differs."
-    x, y = (pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=[*COSTS], errors="ignore") for path in (a, b))
+    x, y = (read_csv(path, keep_default_na=False).drop(columns=[*COSTS], errors="ignore") for path in (a, b))
     if list(x) != list(y) or len(x) != len(y):
         return {"outcome": "differs", "note": f"{len(x)} lines of {len(x.columns)} columns, and {len(y)} of {len(y.columns)}"}
     cells = _find_cells(x, y, tolerance)

@@ -6,6 +6,7 @@
 __all__ = ['build_report']
 
 # %% ../nbs/6_commands/02_page.ipynb #imports
+import contextlib
 import html
 import json
 import re
@@ -60,6 +61,15 @@ def _describe_absent(name: str) -> str:
     return f"{text}\n\n{write_table(shown)}"
 
 
+def _read_records(folder: Path) -> dict[str, dict]:
+    "Read where the artefacts of a folder come from; any other JSON or markdown there is somebody else's."
+    records = {}
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(ValueError):
+            records[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    return {name: record for name, record in records.items() if isinstance(record, dict)}
+
+
 def _describe_origin(records: dict[str, dict]) -> dict[str, str]:
     "Say in markdown what was cut from the paper's grid, and where each artefact comes from."
     kept = ["seeds", "device", "seconds", "commit"]
@@ -76,8 +86,8 @@ def build_report(
 ) -> Path:  # report.html, in the same folder
     "Put all artefacts of a folder on one page that needs no other file."
     folder, renderer = Path(folder), _make_renderer()
-    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md")) if path.stem != "README"}
+    records = _read_records(folder)
+    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md")) if path.stem in (*records, "claims")}
     claims, heading, details = found.pop("claims", "# Claims\n\n**not run**").partition("\n## ")
     names = [*TITLES, *sorted(set(found) - set(TITLES))]
     texts = {"claims": claims} | {name: found.get(name) or _describe_absent(name) for name in names} | _describe_origin(records)

@@ -65,18 +65,19 @@ def summarize(
     expected: pd.DataFrame | None = None,  # settings that shall be there, in order: some of the columns `by`
     columns: Sequence[str] = _ACCURACIES,  # what to average
     error: str = "se",  # "se": standard error of the mean; "sd": standard deviation of the runs
+    also: Sequence[str] = (),  # what else to average; a run without it counts all the same
 ) -> pd.DataFrame:  # a row a group, as expected or else sorted: settings, runs, mean and error of each column
     "Average the runs of each group; a single run has no error."
     check_choice("error", error, _ERRORS)
-    by, columns = list(by), list(columns)
-    rows = _sort(rows, by, columns)
+    by, columns, measured = list(by), list(columns), [*columns, *also]
+    rows = _sort(rows, by, measured)
     if "seed" in rows and (again := rows.duplicated([*by, "seed"])).any():
         raise ValueError(f"two rows have {rows[again][[*by, 'seed']].iloc[0].to_dict()}: what tells them apart is missing in `by`")
-    groups = rows.astype(dict.fromkeys(columns, float)).groupby(by, sort=False, dropna=False, observed=True)[columns]
-    spread = groups.sem(ddof=1) if error == "se" else groups.std(ddof=1)
-    summary = pd.DataFrame({"runs": groups.count().min(axis=1)})
-    for column in columns:
-        summary[column], summary[f"{column}_{error}"] = groups.mean()[column], spread[column]
+    groups = rows.astype(dict.fromkeys(measured, float)).groupby(by, sort=False, dropna=False, observed=True)[measured]
+    means, spread = groups.mean(), groups.sem(ddof=1) if error == "se" else groups.std(ddof=1)
+    summary = pd.DataFrame({"runs": groups.count()[columns].min(axis=1)})
+    for column in measured:
+        summary[column], summary[f"{column}_{error}"] = means[column], spread[column]
     summary = summary.reset_index()
     return summary if expected is None else _complete(summary, expected)
 

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from .files import DataError
+from .rows import read_csv
 from .runs import list_columns
 
 # %% ../nbs/5_experiments/13_why.ipynb #find-lines
@@ -111,7 +112,7 @@ def write_command(
     data = {"trex": ["--trex", "DIR"], "zsre": ["--zsre", "FILE"]}.get(parameters.get("benchmark"), [])
     models = parameters.get("models", [parameters.get("model")]) if data else []  # real ones, which lie where only the user knows
     changed = {name: value for name, value in parameters.items() if value != usual.get(name)} | ({"folders": dict.fromkeys(models, "FOLDER")} if data else {})
-    texts = {name: value if isinstance(value, str) else re.sub(r"\binf\b", "1e999", repr(value)).replace("'", '"') for name, value in changed.items()}
+    texts = {name: value if isinstance(value, str) else repr(value).replace("'", '"') for name, value in changed.items()}
     given = [word for name, text in texts.items() for word in ("-p", name, text)]
     return shlex.join(["modmem", "reproduce", name, "--output", folder, "--store", folder, *data, *given])
 
@@ -126,7 +127,7 @@ def read_artefact(
         raise DataError("no such file", path)
     record = path.with_suffix(".json")
     text = record.read_text(encoding="utf-8").replace('"Infinity"', "Infinity") if record.is_file() else "{}"
-    table, record = pd.read_csv(path, dtype=str, keep_default_na=False), json.loads(text)
+    table, record = read_csv(path, keep_default_na=False), json.loads(text)
     positions = record.get("parameters", {}).get("positions")
     if isinstance(positions, dict) and "position" in table and "blocks" not in table:  # a parameter tells which blocks these are
         table["blocks"] = table["position"].map({position: block for block, position in positions.items()}).fillna("")

@@ -59,7 +59,7 @@ def notebooks(tmp_path_factory):
     for name, more, blocks, radii in (("table_3", "", "[0, 1]", "[float('inf')]"), ("tradeoff", "radii: list = [0.1]  # of the ball\n", "[1]", "[*radii, float('inf')]")):
         runs, save = (source.replace("BLOCKS", blocks).replace("RADII", radii).replace("NAME", name) for source in (RUNS, SAVE))
         write_notebook(folder / "paper" / f"{name}.ipynb", parameters=SETTINGS + more + PLACES, runs=runs, save=save)
-    write_notebook(folder / "paper" / "claims.ipynb", parameters=PLACES, runs="runs = []", save=CLAIMS)
+    write_notebook(folder / "paper" / "claims.ipynb", parameters=PLACES, save=CLAIMS)
     edit = PLACES + "radii: list = [0.1]  # radii\nsteps = 3"
     write_notebook(folder / "guides" / "edit_synthetic.ipynb", parameters=edit, save=EDIT)
     return folder

@@ -5,7 +5,7 @@ import pytest
 from mini_notebooks import PLACES, RUNS, SETTINGS, here, notebooks, write_notebook  # noqa: F401
 
 from modmem import paper
-from modmem.artefacts import OPTIONS, Artefact, choose_artefacts, list_artefacts, list_runs, read_defaults
+from modmem.artefacts import OPTIONS, Artefact, _check_value, _read_value, choose_artefacts, list_artefacts, list_runs, read_defaults
 from modmem.files import DataError
 from modmem.starts import Places
 
@@ -57,11 +57,23 @@ def test_places_of_the_runs_follow_from_options_and_folders(tmp_path):
     assert list_runs(Artefact("lesson", tmp_path / "lesson.ipynb")).places == Places("_runs/paper/cache", models={"mine": "models/mine"})
 
 
-@pytest.mark.parametrize("radii, reason", [([-1.0], "radius must be a number above 0"), (["x"], "radius"), (3, "not iterable")])
+def test_keys_are_text_and_infinity_has_a_word():
+    assert _read_value("{3: [0.1, inf], 'all': [1e-3]}", dict) == {"3": [0.1, math.inf], "all": [0.001]}
+    assert _check_value([{"radii": {3: [0.1]}}], list) == [{"radii": {"3": [0.1]}}] and _read_value("[inf]", list) == [math.inf]
+
+
+@pytest.mark.parametrize("radii, reason", [([-1.0], "radius must be a number above 0"), (["x"], "radius"), (3, "not iterable"), ([], "one of the lists is empty")])
 def test_parameters_that_make_no_rows_are_told(tmp_path, radii, reason):
     write_notebook(tmp_path / "lesson.ipynb", parameters=LESSON, runs=ONE_BLOCK)
     with pytest.raises(ValueError, match=f"lesson: these parameters make no rows: .*{reason}"):
         list_runs(Artefact("lesson", tmp_path / "lesson.ipynb", {"radii": radii}))
+
+
+@pytest.mark.parametrize("runs, reason", [("runs = radii.items()", "'list' object has no attribute 'items'"), ("runs = {}['FTX']", "there is no 'FTX'")])
+def test_whatever_goes_wrong_with_parameters_is_one_line(tmp_path, runs, reason):
+    write_notebook(tmp_path / "lesson.ipynb", parameters=LESSON, runs=runs)
+    with pytest.raises(ValueError, match=f"lesson: these parameters make no rows: {reason}"):
+        list_runs(Artefact("lesson", tmp_path / "lesson.ipynb"))
 
 
 # Parameter files

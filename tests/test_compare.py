@@ -133,3 +133,12 @@ def test_the_command_exits_with_0_or_1_and_names_what_is_no_folder_of_results(re
 def test_a_number_that_one_folder_lacks_is_a_difference(results, tolerance):
     a, b = results("a"), results("b", [("0.1-2", "modified_accuracy", float("nan"))])
     assert not compare_results(a, b, tolerance)["agree"] and not compare_results(b, a, tolerance)["agree"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00a", b"a,b\n1,2,3\n4\n5,6,7,8\n"])
+def test_a_file_that_is_no_csv_is_named(results, content):
+    a, b = results("a"), results("b")
+    for folder in (a, b):
+        (folder / "own.csv").write_bytes(content)
+    with pytest.raises(DataError, match="own.csv: expected a csv"):
+        compare_results(a, b)

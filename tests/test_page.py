@@ -51,6 +51,12 @@ def test_the_page_holds_everything_and_needs_nothing_else(tmp_path, summary, cur
     assert "47.47" in text and "slip: " in text and "1,282,567" in text  # tables that were not run
 
 
+def test_files_of_somebody_else_are_no_artefacts(tmp_path):
+    for name, text in {"notes.json": "[1]", "cut.json": "{", "notes.md": "", "README.md": "# Mine\n"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert 'id="notes"' not in (page := build_report(tmp_path).read_text(encoding="utf-8")) and "Mine" not in page
+
+
 def test_the_page_of_an_empty_folder_says_so(tmp_path):
     page = Page(build_report(tmp_path).read_text(encoding="utf-8"))
     text = "".join(page.words)

@@ -27,7 +27,7 @@ def test_table_1_counts_files_and_worlds_and_says_what_was_not_run(folder):
     csv, text, record = run("table_1", folder, num_subjects=12, places={"trex": str(data)})
     assert list(csv) == ["benchmark", "side", "questions", "facts", "distinct_questions"]
     assert csv["benchmark"].tolist() == ["T-REx", "T-REx", "zsRE", "zsRE", "world (question)", "world (question)"]
-    assert csv["questions"].fillna(-1).tolist() == [2, 1, -1, -1, 480, 96], "a sentence that is there twice counts twice"
+    assert csv["questions"].fillna(-1).tolist() == [2, 1, -1, -1, 600, 240], "a sentence that is there twice counts twice; ten facts of a subject, in the style of the experiments"
     assert csv["distinct_questions"].tolist()[:2] == [1, 1]
     assert table(text).iloc[2].tolist() == ["zsRE", "training", "not run", "197,829", "not run", "147,905", "not run"]
     assert record["cuts"] == ["zsRE: not run, no files were given"] and str(folder) not in json.dumps(record)
@@ -393,5 +393,29 @@ def test_the_runs_of_a_notebook_can_be_listed_without_computing_and_artefacts_sh
 def test_settings_that_make_no_row_are_refused_before_any_is_computed():
     with pytest.raises(ValueError, match="a start must be .*not .ft."):
         list_runs("tradeoff", start="ft")
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="positions must be as many as blocks, not 1 for 3"):
         list_runs("table_3", positions=["first"])
+    for name, given in {"tradeoff": {"radii": {"2": [0.1]}}, "radius_choice": {"positions": {}}, "when_it_pays": {"radii": {"2": [0.1]}}, "checkpoints": {"fta_radii": {"2": 0.1}}}.items():
+        with pytest.raises(ValueError, match="positions has no name for block"):
+            list_runs(name, **given)
+    with pytest.raises(ValueError, match="gain_axes has no parameter 'num_modifed'"):
+        list_runs("gain_axes", axes={"facts": {"few": {"num_modifed": 8}}})
+    with pytest.raises(ValueError, match="not enough values"):
+        list_runs("constraints", between=[20])
+    with pytest.raises(KeyError, match="none"):
+        list_runs("table_6", remembered=["none"])
+
+
+def test_a_radius_is_chosen_both_ways():
+    from modmem.paper import choose_both_ways
+
+    found = [(0.1, "reported", 60.0), (0.2, "reported", 50.0), (0.1, "heldout", 40.0), (0.2, "heldout", 70.0)]
+    rows = pd.DataFrame(found, columns=["radius", "facts", "average_accuracy"]).assign(seed=0, position="last")
+    for name in ("modified_accuracy", "unmodified_accuracy", "unmodified_accuracy_heldout"):
+        rows[name] = rows["average_accuracy"]
+    assert choose_both_ways(rows, ["position"])[["chosen_on", "radius", "facts"]].values.tolist() == [["reported", 0.1, "reported"], ["held out", 0.2, "reported"]]
+
+
+def test_an_axis_may_move_whatever_is_a_parameter():
+    runs = list_runs("gain_axes", axes={"block": {"first": {"block": 0}, "last": {"radii": [0.05]}}})
+    assert {(run.method.blocks, run.method.radius) for run in runs} == {(0, 0.01), (0, 0.02), (3, 0.05), (0, math.inf), (3, math.inf)}

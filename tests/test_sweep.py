@@ -239,9 +239,13 @@ def test_what_is_no_row_is_named_and_what_is_half_written_is_overlooked(invented
     (tmp_path / "notes.json").write_text("[1]")
     with pytest.raises(DataError, match="notes.json: expected a row"):
         load_results(tmp_path)
-    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="rows.csv: expected rows"):
-        load_results(rows=tmp_path / "rows.csv")
+    for text, message in {
+        "a,b\n1,2\n": ": expected rows", "": ": expected rows", "key,status\na,done\nb,done,1\n": ": expected rows",
+        "key,status,radius,warning\na,done,inf,x\nb,done,wide,\n": ":3: field 'radius': expected a number, found 'wide'",
+    }.items():
+        (tmp_path / "rows.csv").write_text(text)
+        with pytest.raises(DataError, match=f"rows.csv{message}"):
+            load_results(rows=tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize("left", [0, 9, -3])

@@ -35,6 +35,13 @@ def test_a_row_without_an_accuracy_does_not_count():
     assert math.isnan(summary.loc["last", "modified_accuracy"])
 
 
+def test_what_a_run_may_lack_is_averaged_over_those_that_have_it():
+    rows = pd.DataFrame(invent(values=[70.0, 76.0, 79.0])).assign(matched=[1.0, math.nan, 3.0])
+    (row,) = summarize(rows, BY, also=["matched"]).to_dict("records")
+    assert row["runs"] == 3 and row["matched"] == 2 and row["matched_se"] == 1 and row["modified_accuracy"] == 75
+    assert summarize(rows, BY, columns=["modified_accuracy", "matched"])["runs"].tolist() == [2]
+
+
 def test_rows_that_all_failed_are_groups_without_runs():
     failed = pd.DataFrame({"position": ["last", "first"], "seed": 0, "status": "failed"})  # a store leaves out empty columns
     assert summarize(failed, ["position"])[["position", "runs"]].to_numpy().tolist() == [["first", 0], ["last", 0]]

@@ -85,7 +85,7 @@ def test_parameters_are_shortened_as_long_as_the_rows_are_asked_for():
 def test_a_command_says_what_is_not_as_usual_and_which_data_it_needs():
     words = shlex.split(write_command("table_3", {"steps": 7, "norms": ["linf"], "radii": [math.inf], "benchmark": "trex", "model": "mine"}, {"steps": 7}))
     assert words[:3] == ["modmem", "reproduce", "table_3"] and "--trex" in words and "steps" not in words
-    assert words[words.index("norms") + 1] == '["linf"]' and words[words.index("radii") + 1] == "[1e999]"
+    assert words[words.index("norms") + 1] == '["linf"]' and words[words.index("radii") + 1] == "[inf]"
 
 
 @pytest.mark.parametrize("models", [{"model": "mine"}, {"models": ["mine"]}, {"models": {"mine": "BERT-Base"}}])
