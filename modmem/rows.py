@@ -119,5 +119,6 @@ def load_results(
     try:
         return _tidy(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame({"key": [], "status": []}, dtype=str)
     except ValueError:
-        _ = rows is None or _refuse_text(known, rows)
+        if rows is not None:
+            _refuse_text(known, rows)
         raise
