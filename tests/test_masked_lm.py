@@ -464,6 +464,9 @@ def test_unsayable_facts_are_left_out_with_all_their_evidence(masked_lm):
     kept = keep_answerable(masked_lm.tokenizer, Benchmark(facts, (*evidence, *evidence), tuple(evidence), "three", "answered"), max_pieces=10)
     assert [fact.object for fact in kept.facts] == ["barton"] and (len(kept.train), len(kept.test)) == (2, 1)
     assert (kept.name, kept.drawn_from) == ("three", "answered")
+    pieces = len(masked_lm.encode(evidence[:1])[0].labels)
+    for most, facts_kept in ((pieces, 1), (pieces - 1, 0)):
+        assert len(keep_answerable(masked_lm.tokenizer, Benchmark(facts[:1], (), ()), most).facts) == facts_kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
