@@ -69,6 +69,22 @@ def test_the_slots_hide_the_pieces_that_the_object_has_inside_its_sentence(maske
     assert several > 5
 
 
+@pytest.mark.parametrize("name", [name for name, (model_type, *_) in FAMILIES.items() if ARCHITECTURES[model_type].finish])
+def test_what_the_slots_attend_to_has_the_dropout_of_the_family_s_own_attention(name):
+    twin = tiny_family(name)
+    twin.model.train()
+    *_, dropout = twin.architecture.attention(twin.blocks[-1])
+    for module in twin.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = twin.batch(twin.encode(WORLD.test[:4]))
+    for rate, alike in ((0.0, True), (0.5, False)):
+        dropout.p = rate
+        with torch.no_grad():
+            hidden = twin.run_blocks(twin.embed(batch), batch, stop=len(twin.blocks) - 1)
+            assert torch.equal(*(twin.read_slots(hidden, batch, start=len(twin.blocks) - 1) for _ in range(2))) == alike
+
+
 def test_a_name_is_found_at_the_start_of_a_sentence_and_within(masked_lm):
     tokenizer = masked_lm.tokenizer
     for text in (f"ada is in {MASK} .", f"in {MASK} is ada ."):
