@@ -16,13 +16,13 @@ from modmem.blocks import PARTS, named_weights, select_parameters
 from modmem.constraints import PenalizedConfig, modify_constrained
 from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.editors import EDITORS, SequenceConfig, describe_edit, edit_facts, edit_in_sequence
-from modmem.evaluation import evaluate, score_objects
+from modmem.evaluation import Score, evaluate, score_objects
 from modmem.facts import MASK, Evidence, Fact
 from modmem.finetuning import FinetuningConfig, finetune, keyed_generator
 from modmem.keys_values import ValueConfig, _Parts, _score, find_layer, find_places, find_values, mask_words, read_keys, second_moment
 from modmem.knowledge_neurons import NeuronConfig, _settle_share, attribute_neurons, find_neurons
 from modmem.low_rank import LowRankConfig, modify_low_rank
-from modmem.masked_lm import MaskedLM, copy_with_own
+from modmem.masked_lm import MaskedLM, copy_with_own, hash_weights
 from modmem.memit import AlphaEditConfig, KeyConfig, MemitConfig, modify_by_keys, solve_inside, solve_ridge
 from modmem.modification import sample_modifications
 from modmem.runs import list_columns
@@ -488,6 +488,36 @@ def test_what_became_of_the_old_object():
     told = describe_edit(masked_lm, edit.apply_to_copy(masked_lm), list(edit.bits), asked)
     assert told["old_rank"] > told["old_rank_before"] == 1 and 0 <= told["undone_by_half"] <= 100
     assert 0 < told["change_rank"] <= edit.record["outcome"]["num_keys"]
+
+
+def test_what_became_of_the_old_object_counted_by_hand(monkeypatch):
+    before, after, ranks = tiny_bert(), tiny_bert(), iter([[1, 2, 9, 1], [3, 5, 90, 4]])
+    names = ["bert.encoder.layer.2.output.dense.weight", "bert.encoder.layer.2.output.dense.bias"]
+    with torch.no_grad():
+        for weight in named_weights(after, names):
+            weight.add_(0.5)
+    right = iter([[True, True, False, False], [True, False, True, False]])  # of the edited model, and half-way
+    monkeypatch.setattr("modmem.editors.score_objects", lambda model, evidence: [Score("", 0.0, rank) for rank in next(ranks)])
+    monkeypatch.setattr(MaskedLM, "answers", lambda self, evidence: next(right))
+    size = torch.cat([weight.flatten() for weight in named_weights(before, names)]).norm().item()
+    told = describe_edit(before, after, names, MODIFIED)
+    assert told.pop("relative_change") == pytest.approx(0.5 * (32 * 64 + 32) ** 0.5 / size, rel=1e-5)
+    assert told == {"old_rank_before": 1.5, "old_rank": 4.5, "undone_by_half": 50.0, "change_rank": 1}
+
+
+def test_each_edit_of_a_sequence_knows_all_those_before_and_the_last_may_be_smaller(monkeypatch):
+    known = []
+    monkeypatch.setattr("modmem.editors.modify_by_keys", lambda model, modified, config, earlier: known.append((len(modified.modified_facts), len(earlier))) or modify_facts(model, modified, CONFIGS["FT-L"]))
+    for at_once in (1, 3):
+        edit = edit_in_sequence(tiny_bert(), MODIFIED, SequenceConfig(AlphaEditConfig(2), at_once))
+        assert edit.record["outcome"]["edits"] == math.ceil(4 / at_once)
+    assert known == [(1, 0), (1, 5), (1, 10), (1, 15), (3, 0), (1, 15)]
+
+
+@pytest.mark.parametrize("config", [CONFIGS["FT-L"], PenalizedConfig(CONFIGS["FT-L"], "kl", 1.0)])
+def test_an_edit_on_top_of_others_stays_around_the_first_model(config):
+    masked_lm, first = tiny_bert(), tiny_bert(seed=1)
+    assert edit_facts(masked_lm, MODIFIED, config, anchor=first).record["anchor_hash"] == hash_weights(first)
 
 
 def test_any_dial_is_chosen_by_the_rule_of_the_radius():

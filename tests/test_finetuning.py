@@ -319,7 +319,14 @@ def test_ftm_sees_the_modified_evidence_with_its_new_objects_only(bert, batches)
         assert sorted(sum(batches[3 * epoch : 3 * epoch + 3], [])) == sorted(encode(bert, MODIFIED.modified_train))
 
 
-@pytest.mark.parametrize(("ratio", "rehearsal"), [(0.01, 1), (0.5, 4), (1.0, 8), (2.0, 16)])
+def test_batches_of_a_pool_hold_sentences_of_similar_length(bert, monkeypatch):
+    seen = []
+    monkeypatch.setattr(modmem.finetuning, "part_losses", lambda masked_lm, encoded: seen.append(sorted(map(len, encoded))) or part_losses(masked_lm, encoded))
+    finetune(bert, MODIFIED.modified_train, FinetuningConfig(epochs=1, batch_size=8, pool=5, learning_rate=1e-6))
+    assert sum(sorted(seen), []) == sorted(sum(seen, [])) and seen[0][0] < max(seen)[-1]
+
+
+@pytest.mark.parametrize(("ratio", "rehearsal"), [(0.01, 1), (0.2, 2), (0.5, 4), (1.0, 8), (2.0, 16)])
 def test_fta_adds_unmodified_evidence_to_every_step_in_an_order_of_its_own(bert, batches, ratio, rehearsal):
     config = FinetuningConfig(epochs=2, batch_size=8, unmodified_per_modified=ratio)
     finetune(bert, MODIFIED.modified_train, config, unmodified=MODIFIED.unmodified_train)
