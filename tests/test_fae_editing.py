@@ -83,7 +83,7 @@ def test_a_trials_answers_counted_by_hand():
     columns = ["modified", "stored", "rewritten", "correct", "entity_correct", "context_correct", "retrieved", "null_probability", "context_norm", "fact_norm", "norm_ratio"]
     rows = [
         (True, True, True, True, True, False, True, 0.5, 1.0, 2.0, 3.0), (True, True, True, False, True, False, True, 0.1, 1.0, 2.0, 3.0),
-        (True, True, False, True, False, True, False, 0.3, 7.0, 9.0, 9.0), (True, False, False, True, False, True, False, 0.3, 7.0, 9.0, 9.0),
+        (True, True, False, True, False, True, False, 0.3, 7.0, 9.0, 9.0), (True, False, False, False, False, True, False, 0.3, 7.0, 9.0, 9.0),
         (False, True, False, False, False, False, True, 0.9, 4.0, 5.0, 6.0), (False, True, False, True, True, True, True, 0.7, 4.0, 5.0, 6.0), (False, True, False, True, True, False, True, 0.2, 40.0, 50.0, 60.0),
     ]
     told = describe_answers(SimpleNamespace(per_fact=pd.DataFrame(rows, columns=columns)))
