@@ -104,6 +104,15 @@ def test_a_search_never_sees_a_test_phrasing_nor_the_other_half():
     assert all(one.change <= one.radius + 1e-6 for one in tries)
 
 
+def test_the_last_evidence_is_held_out_and_an_only_one_is_trained_on_as_well():
+    edits = sample_modifications(WORLD, 2, seed=0)
+    first, second = edits.modified_facts.values()
+    one, two = ([sentence for sentence in edits.modified_train if sentence.fact == fact] for fact in (first, second))
+    training, asked, single = hold_out(replace(edits, modified_train=(*one[:3], two[0])))
+    assert training.modified_train == (*one[:2], two[0]) and training.modified_test == ()
+    assert asked == (one[2], two[0]) and single == [second]
+
+
 def test_of_tries_those_within_the_drop_come_first_and_then_the_best_mean():
     from modmem.guard import Try
 
