@@ -15,7 +15,7 @@ from modmem.editing import _match_facts
 from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.edits import read_edits
 from modmem.evaluation import measure_accuracy, score_objects
-from modmem.facts import Benchmark, Evidence, Fact
+from modmem.facts import MASK, Benchmark, Evidence, Fact
 from modmem.files import DataError
 from modmem.guard import choose_settings, hold_out, list_blocks, make_guard, read_guard
 from modmem.masked_lm import hash_weights, load_masked_lm
@@ -66,6 +66,13 @@ def test_a_guard_knows_an_edited_fact_however_its_letters_are_spelt(tmp_path):
     assert guard.test[0].text == f"{composed} likes [MASK] ." and guard.test[0].subject_surface == composed and guard.facts[0].object == "caf\u00e9"
     dataset = [Evidence(Fact("t", parts, "sport", "chess"), "so [MASK]"), Evidence(Fact("u", "ben", "sport", "chess"), "so [MASK]")]
     assert [one.fact.id for one in make_guard(dataset, edited).reporting] == ["u"]
+
+
+def test_a_guard_knows_an_edited_fact_in_capitals_too():
+    edits = sample_modifications(WORLD, 2, seed=0)
+    (old, _), questions = edits.modified_facts, WORLD.test[:40]
+    shouted = Evidence(replace(old, id="again", subject=old.subject.upper(), relation=old.relation.upper()), f"who ? {MASK}")
+    assert make_guard([*questions, shouted], edits).reporting == make_guard(questions, edits).reporting
 
 
 def test_an_edit_is_found_in_a_dataset_that_spells_its_letters_otherwise():
