@@ -180,7 +180,7 @@ def evidence_statistics(
     evidences = Counter(sentence.fact for sentence in benchmark.train)
     of_test = {sentence.fact: set(_words(sentence.text, lower=True)) for sentence in benchmark.test}
     words = [_words(sentence.text, lower=True) for sentence in benchmark.train]
-    shared = [np.mean([word in of_test[sentence.fact] for word in found] or 0) for sentence, found in zip(benchmark.train, words)]
+    shared = [np.mean([word in of_test[sentence.fact] for word in found] or 0) for sentence, found in zip(benchmark.train, words) if sentence.fact in of_test]
     spread = {
         "tokens of an evidence": [count_tokens(sentence.text) for sentence in benchmark.train],
         "tokens of a test question": [count_tokens(sentence.text) for sentence in benchmark.test],

@@ -66,7 +66,7 @@ def finetune_fae(
 
     def compute_loss(step: int) -> torch.Tensor:
         chosen = [encoded[position] for position in order(step)]
-        generator = torch.Generator().manual_seed(config.seed * 2**32 + step)
+        generator = torch.Generator().manual_seed(step)  # for places in the batch; the seed decides which sentences stand there
         hidden = torch.rand(len(chosen), generator=generator) < null_rate
         return fae_loss(trained, make_fact_batch(trained, chosen, hidden.tolist()), losses)
 

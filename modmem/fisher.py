@@ -18,7 +18,7 @@ from .blocks import named_weights
 from .facts import Evidence
 from .files import check_choice
 from .finetuning import slot_loss
-from .masked_lm import MaskedLM, copy_with_own, in_mode
+from .masked_lm import MaskedLM, copy_with_own
 from .projection import check_radius, check_weights
 
 # %% ../nbs/3_editors/00_fisher.ipynb #mean-squared-gradient
@@ -71,9 +71,8 @@ def estimate_fisher(
         raise ValueError("the Fisher information needs evidence of unmodified facts, and there is none")
     chosen = Random(f"fisher {seed}").sample(range(len(evidence)), min(num_examples, len(evidence)))
     copied = copy_with_own(masked_lm, names)
-    with in_mode(copied.model, training=False):
-        losses = _losses(copied, copied.encode([evidence[position] for position in chosen]), kind, seed)
-        fisher = mean_squared_gradient(losses, named_weights(copied, names))
+    losses = _losses(copied, copied.encode([evidence[position] for position in chosen]), kind, seed)
+    fisher = mean_squared_gradient(losses, named_weights(copied, names))
     mean = sum(diagonal.double().sum().item() for diagonal in fisher) / sum(diagonal.numel() for diagonal in fisher)
     return [diagonal + damping * mean for diagonal in fisher]
 

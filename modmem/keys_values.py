@@ -19,7 +19,7 @@ from .batches import EncodedEvidence, MaskedBatch, bucket_by_length, find_mentio
 from .blocks import select_parameters
 from .facts import MASK, Evidence
 from .files import check_choice, check_whole
-from .masked_lm import MaskedLM, copy_with_own, in_mode
+from .masked_lm import MaskedLM, copy_with_own
 
 # %% auto #0
 __all__ = ['find_layer', 'find_places', 'rows_of_keys', 'batch_keys', 'read_keys', 'second_moment', 'mask_words', 'ValueConfig',
@@ -67,7 +67,7 @@ def rows_of_keys(
 def _hooked(masked_lm: MaskedLM, block: int, hook: Callable) -> Iterator[None]:
     "Let a hook see, and perhaps change, what a block's last feed-forward layer says."
     layer = masked_lm.blocks[block].get_submodule(masked_lm.architecture.ffn_names[1])
-    with layer.register_forward_hook(hook), in_mode(masked_lm.model, training=False):
+    with layer.register_forward_hook(hook):
         yield
 
 

@@ -18,7 +18,7 @@ from .editor import Edit, make_edit
 from .facts import Evidence
 from .files import check_whole
 from .keys_values import batch_keys, find_layer, find_places, rows_of_keys
-from .masked_lm import MaskedLM, copy_with_own, in_mode
+from .masked_lm import MaskedLM, copy_with_own
 from .modification import ModifiedBenchmark
 
 # %% auto #0
@@ -48,16 +48,15 @@ def attribute_neurons(
     model.model.requires_grad_(False)
     encoded, slots = model.encode(evidence), find_places(model, evidence)
     found: list = [None] * len(evidence)
-    with in_mode(model.model, training=False):
-        for positions, batch, rows, columns in batch_keys(model, encoded, slots):
-            total, kept = 0.0, []
-            for point in range(1, points + 1):
-                with layer.register_forward_pre_hook(_scale_keys(point / points, batch, rows, columns, kept)):
-                    states = model.read_slots(model.enter(batch), batch, batch.start)
-                right = model.score_slots(states).softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
-                total = total + torch.autograd.grad(right.sum(), kept[1])[0]
-            for number, part in zip(positions, (kept[0] * total / points).split([len(slots[number]) for number in positions])):
-                found[number] = part
+    for positions, batch, rows, columns in batch_keys(model, encoded, slots):
+        total, kept = 0.0, []
+        for point in range(1, points + 1):
+            with layer.register_forward_pre_hook(_scale_keys(point / points, batch, rows, columns, kept)):
+                states = model.read_slots(model.enter(batch), batch, batch.start)
+            right = model.score_slots(states).softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
+            total = total + torch.autograd.grad(right.sum(), kept[1])[0]
+        for number, part in zip(positions, (kept[0] * total / points).split([len(slots[number]) for number in positions])):
+            found[number] = part
     return torch.cat(found)
 
 # %% ../nbs/3_editors/06_knowledge_neurons.ipynb #neuron-config

@@ -16,7 +16,7 @@ import torch
 
 from .batches import bucket_by_length
 from .facts import Evidence
-from .masked_lm import MaskedLM, copy_with_own, in_mode
+from .masked_lm import MaskedLM, copy_with_own
 
 # %% ../nbs/3_editors/01_penalties.ipynb #check-penalty
 def check_weight(weight: Real) -> None:
@@ -71,7 +71,7 @@ def kl_penalty(
     def add_gradient(weights: Sequence[torch.Tensor]) -> None:
         batch, before = next(turns)
         _attach(twin, names, weights)
-        with torch.enable_grad(), in_mode(twin.model, training=False):
+        with torch.enable_grad():
             total = torch.nn.functional.kl_div(twin(batch).log_softmax(-1), before, reduction="sum", log_target=True)
             (weight * total / len(batch.input_ids)).backward()
 

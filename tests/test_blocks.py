@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from modmem.blocks import select_parameters
+from modmem.blocks import _find_weights, select_parameters
 from modmem.masked_lm import MaskedLM, copy_with_own
 from modmem.synthetic import WorldRecipe, make_blank_model
 from modmem.world import make_world
@@ -137,6 +137,13 @@ def test_one_albert_weight_acts_at_every_depth(albert):
         assert torch.equal(hidden, changed.embed(batch))
         for index in range(NUM_BLOCKS):  # each layer by itself, on the same input
             assert not torch.equal(albert.run_blocks(hidden, batch, index, index + 1), changed.run_blocks(hidden, batch, index, index + 1))
+
+
+def test_a_module_whose_name_goes_on_is_another_one():
+    block = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("dense", "dense_out", "output")})
+    for names, expected in ((("dense",), ["dense.weight", "dense.bias"]), (("dense.weight", "output"), ["dense.weight", "output.weight", "output.bias"]), (("",), list(dict(block.named_parameters())))):
+        found = {id(weight) for weight in _find_weights(block, names)}
+        assert [name for name, weight in block.named_parameters() if id(weight) in found] == expected
 
 
 def count(parameters):

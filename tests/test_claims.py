@@ -22,7 +22,7 @@ from modmem.claims import _at_equal
 from modmem.files import DataError
 from modmem.page import build_report
 from modmem.rows import load_results
-from modmem.statistics import correct_levels, count_needed, find_interval, find_p, give_verdict, read_off
+from modmem.statistics import correct_levels, count_needed, find_interval, find_p, gain_over_own_rate, give_verdict, measure_gain, read_off
 
 PAPER = [one for one in CLAIMS if "no claim of the paper" not in one.source]
 NAMES = [one.name for one in PAPER]
@@ -527,9 +527,39 @@ def test_the_notebook_reads_rows_and_writes_verdicts(worlds, verdicts, tmp_path)
 
 def test_what_changed_nothing_in_any_run_needs_no_spread():
     assert find_interval([0.0, 0.0, 0.0]) == (0.0, 0.0) and find_p([0.0, 0.0], "within", 2.0) == 0.0
-    assert find_p([0.0, 0.0], "more than", 0.0) == 1.0 and give_verdict(0.0, 0.0, "within", 2.0) == "holds"
+    assert find_p([0.0, 0.0], "more than", 0.0) == 1.0 and find_p([0.0, 0.0], "more than", 10.0) == 0.0
+    assert give_verdict(0.0, 0.0, "within", 2.0) == "holds"
     assert give_verdict(0.0, 0.0, "more than", 10.0) == "contradicted" and give_verdict(0.0, 0.0, "more than", 0.0) == "undecided"
     assert all(map(math.isnan, find_interval([0.0]))) and all(map(math.isnan, find_interval([3.0, 3.0])))
+
+
+def list_measured(*rows):
+    "Runs of one group, from facts, radius, learning rate, seed, A_M, A_F\\S on reported facts, and on held-out ones."
+    names = ["facts", "radius", "learning_rate", "seed", "modified_accuracy", "unmodified_accuracy", "unmodified_accuracy_heldout"]
+    table = pd.DataFrame(rows, columns=names).assign(start="FT", status="done", modified_accuracy_before=10.0, unmodified_accuracy_before=55.0)
+    return table.assign(average_accuracy=(table["modified_accuracy"] + table["unmodified_accuracy"]) / 2)
+
+
+def test_a_gain_is_that_of_the_radius_that_heldout_facts_choose_and_is_matched_along_the_reported_ones():
+    rows = list_measured(
+        *(("reported", radius, 0.1, seed, *accuracies, math.nan) for seed in (0, 1) for radius, accuracies in ((0.1, (40, 50)), (0.2, (70, 30)))),
+        *(("heldout", radius, 0.1, seed, 50, 99, heldout) for seed in (0, 1) for radius, heldout in ((0.1, 60), (0.2, 40))),
+        ("reported", math.inf, 0.1, 0, 55, 10, math.nan), ("reported", math.inf, 0.1, 1, 80, 20, math.nan), ("heldout", math.inf, 0.1, 0, 90, 90, 90),
+    )
+    failed = rows[:2].assign(status="failed", radius=0.3, unmodified_accuracy=99.0)
+    gains = measure_gain(pd.concat([rows, failed]), ["start"])
+    assert gains[["seed", "radius", "gain"]].to_numpy().tolist() == [[0, 0.1, 45 - 32.5], [1, 0.1, 45 - 50]]
+    assert gains["matched"].tolist() == pytest.approx([40 - 10, math.nan], nan_ok=True)  # half-way between both radii; beyond the last
+
+
+def test_a_gain_over_no_constraint_at_its_own_rate_is_at_the_rate_that_heldout_facts_choose():
+    rows = list_measured(
+        ("reported", math.inf, 0.01, 0, 30, 60, math.nan), ("reported", math.inf, 0.1, 0, 80, 20, math.nan), ("reported", 0.1, 0.5, 0, 99, 99, math.nan),
+        ("heldout", math.inf, 0.01, 0, 50, 0, 60), ("heldout", math.inf, 0.1, 0, 20, 0, 20), ("heldout", 0.1, 0.5, 0, 99, 0, 99),
+    )
+    within = pd.DataFrame({"start": ["FT", "FT"], "seed": [0, 7], "average_accuracy": [52.0, 90.0]})
+    gains = gain_over_own_rate(rows, within, ["start"])
+    assert gains[["seed", "learning_rate", "average_accuracy_ball", "gain"]].to_numpy().tolist() == [[0, 0.01, 52, 7]]
 
 
 ENTRY = {"name": "one", "statement": "It is so.", "source": "Section 1", "contrast": "this minus that", "measure": {"moves": {}}, "why": "who knows"}

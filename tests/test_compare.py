@@ -77,6 +77,19 @@ def test_within_se_a_mean_may_move_by_its_error_over_seeds(results):
     assert "its mean by 1.4 standard errors" in describe_comparison(far)
 
 
+def test_the_error_is_the_larger_of_both_and_of_rows_that_are_done(results):
+    even = results("even", [(f"0.1-{seed}", "modified_accuracy", 95.0) for seed in range(5)])
+    assert compare_results(even, results("a"), "se")["agree"] and compare_results(results("b"), even, "se")["agree"]
+    odd = [("0.1-4", "status", "failed"), ("0.1-4", "modified_accuracy", 0.0)]
+    moved = [(f"0.1-{seed}", "modified_accuracy", value - 2.0) for seed, value in enumerate(SPREAD[:4])]
+    assert not compare_results(results("c", odd), results("d", odd + moved), "se")["agree"]
+
+
+def test_artefacts_of_other_rows_are_not_compared_where_no_parameters_are_kept(results):
+    a, b = results("a", cells={"A_M": [1.0]}), results("b", cells={"A_M": [2.0]}, drop=["0.1-4"])
+    assert compare_results(a, b)["artefacts"] == [{"artefact": "table_3.csv", "outcome": "other", "note": "made from other rows"}]
+
+
 def test_what_no_seed_moves_has_no_error_to_move_by_but_a_millionth_is_nothing(results):
     a = results("a")
     assert not compare_results(a, results("b", max_change=0.11), "se")["agree"]

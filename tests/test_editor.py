@@ -5,6 +5,7 @@ import os
 import warnings
 from dataclasses import asdict, fields, replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -130,6 +131,15 @@ def test_one_changed_bit_changes_the_hash(bert):
     assert hash_weights(other) == hash_weights(bert)
     weights_of(other)["cls.predictions.bias"].view(torch.int32)[3] ^= 1
     assert hash_weights(other) != hash_weights(bert)
+
+
+def test_names_and_shapes_are_in_the_hash():
+    def hash_of(**shapes):
+        model = torch.nn.ParameterDict({name: torch.zeros(shape) for name, shape in shapes.items()})
+        return hash_weights(SimpleNamespace(model=model))
+
+    assert hash_of(a=(2, 3), b=(1,)) == hash_of(b=(1,), a=(2, 3))
+    assert len({hash_of(a=(2, 3), b=(1,)), hash_of(a=(3, 2), b=(1,)), hash_of(a=(2, 3), c=(1,)), hash_of(a=(1,), b=(2, 3))}) == 4
 
 
 # the file

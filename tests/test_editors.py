@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import replace
 from functools import cache
+from random import Random
 
 import pandas as pd
 import pytest
@@ -15,13 +16,13 @@ from modmem.blocks import PARTS, named_weights, select_parameters
 from modmem.constraints import PenalizedConfig, modify_constrained
 from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.editors import EDITORS, SequenceConfig, describe_edit, edit_facts, edit_in_sequence
-from modmem.evaluation import evaluate
+from modmem.evaluation import Score, evaluate, score_objects
 from modmem.facts import MASK, Evidence, Fact
-from modmem.finetuning import FinetuningConfig, finetune
+from modmem.finetuning import FinetuningConfig, finetune, keyed_generator
 from modmem.keys_values import ValueConfig, _Parts, _score, find_layer, find_places, find_values, mask_words, read_keys, second_moment
-from modmem.knowledge_neurons import NeuronConfig, attribute_neurons, find_neurons
+from modmem.knowledge_neurons import NeuronConfig, _settle_share, attribute_neurons, find_neurons
 from modmem.low_rank import LowRankConfig, modify_low_rank
-from modmem.masked_lm import MaskedLM, copy_with_own
+from modmem.masked_lm import MaskedLM, copy_with_own, hash_weights
 from modmem.memit import AlphaEditConfig, KeyConfig, MemitConfig, modify_by_keys, solve_inside, solve_ridge
 from modmem.modification import sample_modifications
 from modmem.runs import list_columns
@@ -114,7 +115,98 @@ def test_alphaedit_leaves_earlier_keys_alone():
     torch.testing.assert_close(held @ keys.T, changes.T, atol=1e-3, rtol=0)
 
 
+def test_alphaedit_is_ridge_regression_on_the_directions_that_it_may_change(prior):
+    keys, changes, earlier = draw(12, 40), draw(12, 5, seed=1), draw(4, 40, seed=2)
+    basis = torch.linalg.eigh(prior).eigenvectors[:, :30]  # three quarters of 40, those with least
+    inside = keys @ basis
+    ridge = 0.1 * (inside.T @ inside).diagonal().mean() * torch.eye(30, dtype=torch.float64)
+    for some, more in ((None, 0), (earlier, (earlier @ basis).T @ (earlier @ basis))):
+        expected = changes.T @ inside @ torch.linalg.inv(ridge + more + inside.T @ inside) @ basis.T
+        torch.testing.assert_close(solve_inside(keys, changes, prior, 0.75, 0.1, some), expected)
+
+
 # keys and values
+
+
+def read_all(masked_lm, evidence, block, key="mask"):
+    "Sentences, keys and answers, in the order of the batches."
+    numbers, keys, answers = zip(*read_keys(masked_lm, evidence, block, key))
+    return sum(numbers, []), torch.cat(keys).double(), torch.cat(answers)
+
+
+def test_a_second_moment_is_the_mean_over_keys_and_a_ridge():
+    masked_lm = tiny_bert()
+    keys = read_all(masked_lm, WORLD.train[:150], 1)[1]
+    mean = keys.T @ keys / len(keys)
+    torch.testing.assert_close(second_moment(masked_lm, WORLD.train[:150], 1, rho=0.2), mean + 0.2 * mean.diagonal().mean() * torch.eye(len(mean), dtype=torch.float64))
+
+
+def test_values_before_the_first_step_and_after_it():
+    masked_lm, evidence = learnt(), MODIFIED.modified_train[:-2]  # some facts have fewer sentences than others
+    first = find_values(masked_lm, evidence, 2, config=ValueConfig(steps=1, clamp=0.01))
+    losses = pd.Series([-math.log(score.probability) for score in score_objects(masked_lm, evidence)]).groupby([one.fact.id for one in evidence]).mean()
+    assert first.loss == pytest.approx(losses.mean(), rel=1e-3)
+    _, keys, answers = read_all(masked_lm, evidence, 2)
+    torch.testing.assert_close(first.keys, keys)
+    lengths = pd.Series(answers.norm(dim=1).tolist()).groupby(first.owners.tolist()).mean()  # of an owner's answers
+    assert first.changes.norm(dim=1).tolist() == pytest.approx([0.01 * lengths[owner] for owner in first.owners.tolist()], rel=1e-4)
+    assert first.lengths.tolist() == pytest.approx([0.01] * len(lengths), rel=1e-4)
+
+
+def test_a_fact_that_is_said_well_enough_keeps_its_vector():
+    masked_lm, evidence, config = learnt(), MODIFIED.modified_train, ValueConfig(steps=100, clamp=9.0, enough=1.0)
+    values = find_values(masked_lm, evidence, 2, config=config)
+    parts = _Parts(masked_lm, evidence, "mask")
+    vectors = torch.stack([values.changes[values.owners == owner][0] for owner in range(len(parts.owners))]).float()
+    losses = dict.fromkeys(parts.facts, 0.0)
+    with torch.no_grad():
+        for facts, batch, scores in _score(parts, 2, vectors, set(parts.facts)):
+            each = torch.nn.functional.cross_entropy(scores, batch.labels, reduction="none")
+            for row, loss in zip(batch.rows.tolist(), each.tolist()):
+                losses[facts[row]] += loss / parts.facts.count(facts[row])
+    assert max(losses.values()) < 1.0 and values.loss == pytest.approx(sum(losses.values()) / len(losses), rel=1e-3)
+
+
+def test_values_are_held_back_by_their_length_and_by_what_a_plain_sentence_says():
+    masked_lm = learnt()
+    free, decayed, plain = (find_values(masked_lm, MODIFIED.modified_train, 2, config=ValueConfig(steps=12, clamp=9.0, enough=1e-9, **held))
+                            for held in ({"weight_decay": 0.0, "kl": 0.0}, {"weight_decay": 50.0, "kl": 0.0}, {"weight_decay": 0.0, "kl": 50.0}))
+    assert decayed.lengths.mean() < 0.8 * free.lengths.mean() and plain.loss > 2 * free.loss
+
+
+def test_the_subjects_key_is_where_the_sentence_spells_it():
+    masked_lm, fact = tiny_bert(), Fact("a", "ada", "is", "law")
+    assert find_places(masked_lm, [Evidence(fact, f"bob is {MASK} .", "bob"), Evidence(fact, f"bob is {MASK} .")], "subject") == [[1], []]
+
+
+@pytest.mark.parametrize("settings", [{"average": True}, {"statistics": "modified", "sentences": 20}, {"sentences": 20}, {"rho": 0.5}])
+def test_memit_is_made_of_its_keys_values_and_the_moment_that_its_settings_name(settings):
+    masked_lm, config = learnt(), MemitConfig(2, 3.0, KeyConfig(**settings), ValueConfig(steps=2))
+    edit = modify_by_keys(masked_lm, MODIFIED, config)
+    values = find_values(masked_lm, MODIFIED.modified_train, 2, config=config.values)
+    keys, changes = values.keys, values.changes
+    if "average" in settings:
+        keys, changes = (torch.stack([some[values.owners == owner].mean(0) for owner in range(len(values.lengths))]) for some in (keys, changes))
+    others = Random("moment").sample(MODIFIED.unmodified_train, 20) if "sentences" in settings else MODIFIED.unmodified_train
+    others = mask_words(MODIFIED.modified_train, 20) if "statistics" in settings else others
+    moment = second_moment(masked_lm, others, 2, rho=settings.get("rho", 1e-3))
+    change = solve_ridge(keys, changes, 3.0 * moment)
+    (before,), (after,) = (named_weights(model, edit.bits) for model in (masked_lm, edit.apply_to_copy(masked_lm)))
+    torch.testing.assert_close((after - before).double(), change, rtol=1e-3, atol=1e-6)
+    outcome = edit.record["outcome"]
+    assert outcome["num_keys"] == len(keys) and outcome["missed"] == pytest.approx(((keys @ change.T - changes).norm() / changes.norm()).item(), rel=1e-5)
+    assert outcome["condition"] == pytest.approx(torch.linalg.cond(moment).item(), rel=1e-4) and outcome["value_loss"] == values.loss
+
+
+def test_alphaedit_keeps_all_earlier_edits_where_its_keys_are():
+    masked_lm, earlier = learnt(), WORLD.train[:6]
+    edit, free = (modify_by_keys(masked_lm, MODIFIED, AlphaEditConfig(0, 1.0, 1e-6, KeyConfig("subject", rho=1.0), ValueConfig(steps=2)), some) for some in (earlier, ()))
+    moved = []
+    for one in (edit, free):
+        (before,), (after,) = (named_weights(model, one.bits) for model in (masked_lm, one.apply_to_copy(masked_lm)))
+        keys = read_all(masked_lm, earlier, 0, "subject")[1].float()
+        moved.append((keys @ (after - before).T).norm())
+    assert moved[0] < 0.2 * moved[1]
 
 
 def test_keys_are_what_the_layer_reads_whatever_the_batch_and_the_padding():
@@ -228,7 +320,8 @@ def test_hidden_words_are_others_than_the_object():
     sentence = WORLD.train[0]
     hidden = mask_words([sentence], 100)
     assert sorted(one.fact.object for one in hidden) == sorted(word for word in sentence.text.replace(MASK, " ").split() if word != ".")
-    assert len(mask_words(WORLD.train, 7)) == 7 and mask_words(WORLD.train, 7) == mask_words(WORLD.train, 7)
+    assert len(mask_words(WORLD.train, 7)) == 7 and mask_words(WORLD.train, 7) == mask_words(WORLD.train, 7) != mask_words(WORLD.train, 7, seed=1)
+    assert mask_words([sentence, sentence], 100) == hidden
 
 
 # neurons and low rank
@@ -258,6 +351,50 @@ def test_a_neuron_that_many_facts_share_is_none_of_theirs():
     assert all(count <= max(1, 0.1 * facts[relation]) for (relation, _), count in counts.items())
 
 
+def test_a_column_takes_the_new_objects_direction_for_the_old_ones_at_its_own_length(monkeypatch):
+    masked_lm, (old, new) = tiny_bert(), next((old, new) for old, new in MODIFIED.modified_facts.items() if " " not in old.object + new.object)
+    monkeypatch.setattr("modmem.knowledge_neurons.find_neurons", lambda masked_lm, evidence, config: {(one.fact.id, 0): [(1, 7)] for one in evidence if one.fact.object == old.object})
+    modified = replace(MODIFIED, modified_facts={old: new}, modified_train=tuple(one for one in MODIFIED.modified_train if one.fact == new))
+    edit = edit_facts(masked_lm, modified, NeuronConfig(add=3.0, remove=0.5))
+    words = torch.nn.functional.normalize(masked_lm.model.get_output_embeddings().weight.detach(), dim=1)
+    (piece,), (old_piece,) = (masked_lm.tokenizer(fact.object, add_special_tokens=False)["input_ids"] for fact in (new, old))
+    for block, (before, after) in enumerate(zip(*(named_weights(model, edit.bits) for model in (masked_lm, edit.apply_to_copy(masked_lm))))):
+        expected = before.detach().clone()
+        if block == 1:
+            expected[:, 7] += before[:, 7].norm() * (3.0 * words[piece] - 0.5 * words[old_piece])
+        torch.testing.assert_close(after, expected)
+    assert edit.record["outcome"]["neurons"] == 1
+
+
+def test_settings_say_how_many_sentences_are_asked_and_how_finely(monkeypatch):
+    asked = []
+
+    def attribute(masked_lm, evidence, block, points):
+        asked.append((len(evidence), points))
+        return torch.eye(4).repeat(len(evidence), 1)[: sum(map(len, find_places(masked_lm, evidence)))]
+
+    monkeypatch.setattr("modmem.knowledge_neurons.attribute_neurons", attribute)
+    find_neurons(tiny_bert(), MODIFIED.modified_train, NeuronConfig(points=3, evidences=2))
+    assert asked == [(2 * len(MODIFIED.modified_facts), 3)] * 3
+
+
+def test_a_neuron_is_strong_by_the_largest_attribution_at_its_own_slot(monkeypatch):
+    attributions = torch.tensor([[1.0, 0.3, 0.1, 0.0], [0.0, 0.001, 0.0, 0.01], [9.0, 0.0, 0.0, 2.0]])
+    monkeypatch.setattr("modmem.knowledge_neurons.attribute_neurons", lambda masked_lm, evidence, block, points: attributions[:, 2 * block : 2 * block + 2])
+    facts = [Fact(name, "ada", name, "law") for name in "abc"]  # of three relations
+    masked_lm = tiny_bert(2)
+    found = find_neurons(masked_lm, [Evidence(fact, f"ada is {MASK} .") for fact in facts], NeuronConfig(share=0.2))
+    assert found == {("a", 0): [(0, 0), (0, 1)], ("b", 0): [(1, 1)], ("c", 0): [(0, 0), (1, 1)]}
+
+
+def test_the_share_of_sentences_is_settled_at_two_to_five_neurons_a_fact():
+    kept = torch.zeros(1, 40)
+    kept[0, :3] = torch.tensor([0.3, 0.25, 0.05])
+    assert _settle_share(kept)[0].nonzero().flatten().tolist() == [0, 1]  # fewer sentences than usual will do
+    kept[0] = torch.linspace(0.7, 1.0, 40)
+    assert _settle_share(kept)[0].nonzero().flatten().tolist() == [39]  # 7 are kept by 95 % of them
+
+
 @pytest.mark.parametrize("family", ["electra", "deberta-v3"])
 def test_words_of_another_size_than_the_states_or_in_no_layer_have_no_neurons(family):
     with pytest.raises(ValueError, match="neurons speak in states of 32: expected output embeddings of shape"):
@@ -269,6 +406,16 @@ def test_the_rank_of_a_low_rank_edit_is_at_most_that():
     edit = modify_low_rank(masked_lm, MODIFIED, CONFIGS["LoRA"])
     assert {name.removeprefix("bert.encoder.layer.2.") for name in edit.bits} == {"intermediate.dense.weight", "output.dense.weight"}
     assert describe_edit(masked_lm, edit.apply_to_copy(masked_lm), list(edit.bits), MODIFIED)["change_rank"] == 2
+
+
+def test_a_low_rank_change_is_a_scaled_product_of_which_one_factor_is_drawn_and_the_other_starts_at_zero():
+    masked_lm = tiny_bert()
+    edit = modify_low_rank(masked_lm, MODIFIED, LowRankConfig(2, 2, 5.0, "ffn_out", replace(TRAINING, steps=1, seed=3)))
+    (before,), (after,) = (named_weights(model, edit.bits) for model in (masked_lm, edit.apply_to_copy(masked_lm)))
+    down = torch.randn(2, 64, generator=keyed_generator(3, 2)) / 8
+    up = (after - before) / 5 @ torch.linalg.pinv(down)
+    torch.testing.assert_close(up.abs(), torch.full((32, 2), 0.01), rtol=0.02, atol=0)  # a first step of Adam
+    torch.testing.assert_close(5 * up @ down, after - before, rtol=0, atol=1e-5)
 
 
 # an edit like any other
@@ -341,6 +488,36 @@ def test_what_became_of_the_old_object():
     told = describe_edit(masked_lm, edit.apply_to_copy(masked_lm), list(edit.bits), asked)
     assert told["old_rank"] > told["old_rank_before"] == 1 and 0 <= told["undone_by_half"] <= 100
     assert 0 < told["change_rank"] <= edit.record["outcome"]["num_keys"]
+
+
+def test_what_became_of_the_old_object_counted_by_hand(monkeypatch):
+    before, after, ranks = tiny_bert(), tiny_bert(), iter([[1, 2, 9, 1], [3, 5, 90, 4]])
+    names = ["bert.encoder.layer.2.output.dense.weight", "bert.encoder.layer.2.output.dense.bias"]
+    with torch.no_grad():
+        for weight in named_weights(after, names):
+            weight.add_(0.5)
+    right = iter([[True, True, False, False], [True, False, True, False]])  # of the edited model, and half-way
+    monkeypatch.setattr("modmem.editors.score_objects", lambda model, evidence: [Score("", 0.0, rank) for rank in next(ranks)])
+    monkeypatch.setattr(MaskedLM, "answers", lambda self, evidence: next(right))
+    size = torch.cat([weight.flatten() for weight in named_weights(before, names)]).norm().item()
+    told = describe_edit(before, after, names, MODIFIED)
+    assert told.pop("relative_change") == pytest.approx(0.5 * (32 * 64 + 32) ** 0.5 / size, rel=1e-5)
+    assert told == {"old_rank_before": 1.5, "old_rank": 4.5, "undone_by_half": 50.0, "change_rank": 1}
+
+
+def test_each_edit_of_a_sequence_knows_all_those_before_and_the_last_may_be_smaller(monkeypatch):
+    known = []
+    monkeypatch.setattr("modmem.editors.modify_by_keys", lambda model, modified, config, earlier: known.append((len(modified.modified_facts), len(earlier))) or modify_facts(model, modified, CONFIGS["FT-L"]))
+    for at_once in (1, 3):
+        edit = edit_in_sequence(tiny_bert(), MODIFIED, SequenceConfig(AlphaEditConfig(2), at_once))
+        assert edit.record["outcome"]["edits"] == math.ceil(4 / at_once)
+    assert known == [(1, 0), (1, 5), (1, 10), (1, 15), (3, 0), (1, 15)]
+
+
+@pytest.mark.parametrize("config", [CONFIGS["FT-L"], PenalizedConfig(CONFIGS["FT-L"], "kl", 1.0)])
+def test_an_edit_on_top_of_others_stays_around_the_first_model(config):
+    masked_lm, first = tiny_bert(), tiny_bert(seed=1)
+    assert edit_facts(masked_lm, MODIFIED, config, anchor=first).record["anchor_hash"] == hash_weights(first)
 
 
 def test_any_dial_is_chosen_by_the_rule_of_the_radius():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from modmem.evaluation import evaluate, measure_accuracy
+from modmem.evaluation import evaluate, measure_accuracy, score_objects
 from modmem.facts import Benchmark, Evidence, Fact, majority_accuracy
 from modmem.masked_lm import MaskedLM
 from modmem.modification import apply_modifications, sample_modifications
@@ -143,6 +143,18 @@ def test_a_real_forward_pass_agrees_with_itself(blank):
     assert (kept["before"] == kept["after"]).all() and len(table) == 32
     assert kept["after"].tolist() == [answers[0] for answers in blank.predict(modified.unmodified_test)]
     assert all(torch.equal(weight, before[name]) for name, weight in blank.model.state_dict().items())
+
+
+def test_an_object_has_the_probability_of_all_its_pieces_and_the_rank_of_the_worst(blank, monkeypatch):
+    apex, mills, bank, golf = blank.tokenizer("apex mills bank golf", add_special_tokens=False)["input_ids"]
+    scores = torch.full((2, len(blank.tokenizer)), -9.0)
+    scores[0, [bank, apex]] = torch.tensor([2.0, 1.0])
+    scores[1, [bank, golf, mills]] = torch.tensor([3.0, 2.0, 1.0])
+    monkeypatch.setattr(MaskedLM, "__call__", lambda self, batch: scores)
+    [score] = score_objects(blank, TEST[:1])
+    chances = scores.softmax(-1)
+    assert score.probability == pytest.approx((chances[0, apex] * chances[1, mills]).item(), rel=1e-5)
+    assert (score.rank, score.answer) == (3, "bank bank")
 
 
 def test_majority_accuracy_counted_by_hand():

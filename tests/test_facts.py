@@ -107,3 +107,26 @@ def test_evidence_statistics_by_hand():
     assert found["evidences of a fact, mean"] == 0.75 and found["evidences of a fact, 90 % quantile"] == pytest.approx(1.7)
     assert found["an evidence's words in its test, %, mean"] == pytest.approx(100 * (1 / 8 + 1 / 8 + 1) / 3)
     assert found["other entities in an evidence, mean"] == pytest.approx((2 + 2 + 0) / 3)  # Bob Ray and Oslo
+
+
+def test_of_entities_within_each_other_the_longest_counts_and_a_subject_is_no_other_however_it_is_spelled():
+    names = (("1", "Bob Ray", "Oslo"), ("2", "Ray Oslo", "Rome"), ("3", "Bob", "Ray"), ("4", "Cy", "Rome"))
+    facts = [Fact(name, subject, "born", answer) for name, subject, answer in names]
+    for sentence, others in (
+        (Evidence(facts[3], f"Cy saw Bob Ray Oslo in {MASK}"), 2),  # Bob Ray and Oslo
+        (Evidence(facts[0], f"Ray saw Cy in {MASK}", "Ray"), 1),
+    ):
+        found = evidence_statistics(Benchmark(facts, [sentence, Evidence(facts[0], MASK)], [Evidence(facts[0], f"saw {MASK}")]), len)
+        assert found["other entities in an evidence, mean"] == others / 2
+
+
+def test_words_are_shared_with_a_test_only_where_the_fact_has_one():
+    untested = replace(ADA, id="2", subject="Bob")
+    train = [Evidence(ADA, f"Ada was in {MASK}"), Evidence(untested, f"Bob was in {MASK}")]
+    found = evidence_statistics(Benchmark((ADA, untested), train, (Evidence(ADA, f"Ada went to {MASK}"),)), len)
+    assert found["an evidence's words in its test, %, mean"] == pytest.approx(100 / 3)
+
+
+def test_what_is_left_around_the_slot_has_so_many_words_on_either_side():
+    sentence = Evidence(ADA, f"One, two - three {MASK} four, five! six")
+    assert [sentence.around(words).text for words in (1, 2, 3)] == [f"three {MASK} four,", f"two - three {MASK} four, five!", sentence.text]

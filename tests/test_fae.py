@@ -324,6 +324,39 @@ def test_a_set_of_objects_is_its_mean_where_the_query_does_not_tell_them_apart()
     torch.testing.assert_close(pointed[0, 0], entities[3], rtol=1e-3, atol=1e-3)
 
 
+def test_of_several_facts_the_objects_are_mixed_by_their_scores():
+    fae = spread(tiny_fae(top_facts=3), 2.0)
+    output = read(fae, WORLD.test[:6])
+    best = output.fact_scores[:, 1:].topk(3)
+    assert torch.equal(output.retrieved, best.indices) and best.values.softmax(-1).max() < 0.99
+    objects = fae.model.entities[fae.memory.tails[best.indices, 0]]
+    torch.testing.assert_close(output.fact, (best.values.softmax(-1)[..., None] * objects).sum(1))
+
+
+def test_tables_start_as_wide_as_asked_and_the_rest_as_the_encoder_does():
+    fae = tiny_fae(table_std=0.7)
+    for name, weight in fae.model.named_parameters():
+        if name.endswith("_query.weight") or name in ("entities", "relations", "fact_key.weight"):
+            expected = 0.7 if name in ("entities", "relations") else fae.encoder.model.config.initializer_range
+            assert weight.std().item() == pytest.approx(expected, rel=0.25), name
+
+
+def test_the_seed_of_a_recipe_decides_what_is_stored_and_where_weights_start():
+    one, again, other = (make_fae(tiny_bert(), WORLD, FaeRecipe(SHAPE, 0.5, finetuning=FinetuningConfig(steps=1, seed=seed))) for seed in (3, 3, 4))
+    assert same_memory(one.memory, again.memory) and same_bits(one.model.entities, again.model.entities)
+    assert one.memory.keys.tolist() != other.memory.keys.tolist() and not same_bits(one.model.fact_query.weight, other.model.fact_query.weight)
+
+
+def test_answers_use_the_best_entities_only_where_the_settings_say_so_and_the_norms_have_their_weights():
+    fae = spread(tiny_fae(top_entities=1))
+    answers, output = answer_questions(fae, WORLD.test[:4]), read(fae, WORLD.test[:4], top_entities=1)
+    assert not torch.allclose(read(fae, WORLD.test[:4]).context, output.context, rtol=1e-3)
+    for name, value in (("null_probability", output.null_probability), ("context_norm", output.context.norm(dim=-1)), ("fact_norm", output.fact.norm(dim=-1))):
+        assert answers[name].tolist() == pytest.approx(value.tolist(), rel=1e-4)
+    ratio = answers["null_probability"] * answers["context_norm"] / ((1 - answers["null_probability"]) * answers["fact_norm"])
+    assert answers["norm_ratio"].tolist() == pytest.approx(ratio.tolist(), rel=1e-3)
+
+
 def test_lambda_starts_where_it_should():
     calm = tiny_fae()
     count = len(calm.memory.keys)

@@ -3,6 +3,7 @@ import functools
 import math
 import warnings
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -55,6 +56,44 @@ def test_training_refuses_what_it_cannot_do():
             finetune_fae(fae, FOUR.train, config, **options)
     with pytest.raises(ValueError, match="rehearsal"):
         finetune_fae(fae, FOUR.train, FinetuningConfig(steps=1, unmodified_per_modified=1.0))
+
+
+def test_the_sentences_that_do_without_their_fact_differ_by_step_and_by_seed(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("modmem.fae_training.make_fact_batch", lambda fae, encoded, hidden: drawn.append((encoded, hidden)) or make_fact_batch(fae, encoded, hidden))
+    for seed in (0, 1):
+        finetune_fae(tiny_fae(FOUR), FOUR.train, FinetuningConfig(steps=2, batch_size=len(FOUR.train), seed=seed), null_rate=0.3)
+    without = [{tuple(one.evidence.input_ids) for one, gone in zip(encoded, hidden) if gone} for encoded, hidden in drawn]
+    assert all(one - other for one in without for other in without if one is not other)
+    assert sum(map(sum, (hidden for _, hidden in drawn))) == pytest.approx(4 * 0.3 * len(FOUR.train), rel=0.2)
+
+
+def test_recipe_and_settings_reach_the_training(monkeypatch):
+    seen = []
+    monkeypatch.setattr("modmem.fae_training.finetune_fae", lambda fae, evidence, config, null_rate, **more: seen.append((config, null_rate)))
+    train_fae(tiny_bert(), FOUR, FaeRecipe(SHAPE, null_rate=0.2, finetuning=TRAINING))
+    assert seen == [(TRAINING, 0.2)]
+    monkeypatch.setattr("modmem.fae_editing.finetune_fae", lambda fae, evidence, *more, **others: seen.append((evidence, *more)) or (fae, [0.0]))
+    modified, config = sample_modifications(FOUR, 2), FaeEditConfig("AWT", radius=0.1, null_rate=0.4, learning_rate=0.1)
+    modify_fae(tiny_fae(FOUR), modified, config)
+    assert seen[1:] == [(modified.modified_train, config.finetuning, 0.4, ("answer", "fact"))]
+
+
+def test_a_trials_answers_counted_by_hand():
+    columns = ["modified", "stored", "rewritten", "correct", "entity_correct", "context_correct", "retrieved", "null_probability", "context_norm", "fact_norm", "norm_ratio"]
+    rows = [
+        (True, True, True, True, True, False, True, 0.5, 1.0, 2.0, 3.0), (True, True, True, False, True, False, True, 0.1, 1.0, 2.0, 3.0),
+        (True, True, False, True, False, True, False, 0.3, 7.0, 9.0, 9.0), (True, False, False, False, False, True, False, 0.3, 7.0, 9.0, 9.0),
+        (False, True, False, False, False, False, True, 0.9, 4.0, 5.0, 6.0), (False, True, False, True, True, True, True, 0.7, 4.0, 5.0, 6.0), (False, True, False, True, True, False, True, 0.2, 40.0, 50.0, 60.0),
+    ]
+    told = describe_answers(SimpleNamespace(per_fact=pd.DataFrame(rows, columns=columns)))
+    assert told == pytest.approx({
+        "modified_accuracy_rewritten": 50, "modified_accuracy_inserted": 100,
+        "modified_entity_accuracy": 50, "modified_context_accuracy": 50, "modified_retrieved": 50, "modified_null_probability": 0.3,
+        "modified_context_norm": 4, "modified_fact_norm": 5.5, "modified_norm_ratio": 6,
+        "unmodified_entity_accuracy": 200 / 3, "unmodified_context_accuracy": 100 / 3, "unmodified_retrieved": 100, "unmodified_null_probability": 0.6,
+        "unmodified_context_norm": 4, "unmodified_fact_norm": 5, "unmodified_norm_ratio": 6,
+    })
 
 
 def test_the_loss_is_the_sum_of_four_cross_entropies_by_sentence():
@@ -151,8 +190,8 @@ def test_an_edit_of_a_copy_leaves_the_model_alone_and_shares_what_it_does_not_tr
 
 def test_training_lasts_at_least_the_least_number_of_steps():
     config = FinetuningConfig(epochs=2, batch_size=8, min_steps=9)
-    for evidence in (FOUR.train[:8], FOUR.train[:64]):
-        assert len(finetune_fae(tiny_fae(FOUR), evidence, config)[1]) == config.count_steps(len(evidence))
+    for evidence, steps in ((FOUR.train[:8], 9), (FOUR.train[:64], 16)):
+        assert len(finetune_fae(tiny_fae(FOUR), evidence, config)[1]) == steps == config.count_steps(len(evidence))
 
 
 def test_symbols_alone_change_no_weight_and_weights_alone_no_symbol():

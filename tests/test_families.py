@@ -10,7 +10,7 @@ from tiny_models import WORLD, ask, assert_cuts_change_nothing, same_weights
 
 from modmem import cli, knn_lm
 from modmem.architectures import ARCHITECTURES, find_architecture, find_block_lists, read_architecture
-from modmem.batches import encode_evidence
+from modmem.batches import encode_evidence, find_mention
 from modmem.blocks import select_parameters
 from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.editors import edit_facts
@@ -67,6 +67,31 @@ def test_the_slots_hide_the_pieces_that_the_object_has_inside_its_sentence(maske
         assert tokenizer.decode(encoded.labels).strip() == evidence.fact.object
         several += len(encoded.slots) > 1
     assert several > 5
+
+
+@pytest.mark.parametrize("name", [name for name, (model_type, *_) in FAMILIES.items() if ARCHITECTURES[model_type].finish])
+def test_what_the_slots_attend_to_has_the_dropout_of_the_family_s_own_attention(name):
+    twin = tiny_family(name)
+    twin.model.train()
+    *_, dropout = twin.architecture.attention(twin.blocks[-1])
+    for module in twin.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = twin.batch(twin.encode(WORLD.test[:4]))
+    for rate, alike in ((0.0, True), (0.5, False)):
+        dropout.p = rate
+        with torch.no_grad():
+            hidden = twin.run_blocks(twin.embed(batch), batch, stop=len(twin.blocks) - 1)
+            assert torch.equal(*(twin.read_slots(hidden, batch, start=len(twin.blocks) - 1) for _ in range(2))) == alike
+
+
+def test_a_name_is_found_at_the_start_of_a_sentence_and_within(masked_lm):
+    tokenizer = masked_lm.tokenizer
+    for text in (f"ada is in {MASK} .", f"in {MASK} is ada ."):
+        ids = masked_lm.encode([ask(text, "barton")])[0].input_ids
+        place = find_mention(tokenizer, "ada", ids)
+        assert tokenizer.decode([ids[position] for position in place]).strip() == "ada"
+    assert find_mention(tokenizer, "bob", ids) is None
 
 
 def test_logits_are_those_of_transformers(masked_lm):
@@ -207,10 +232,10 @@ def test_an_unknown_family_is_named_with_its_lists_of_blocks(tmp_path):
 # Objects inside their sentences
 
 
-AROUND = ["ada was born in {} .", "{} is where ada was born", "({}), ada", "in 7{} ,", "{}s and more", "pre{}post", "ada's  {}\n.", "{}", "é{}é .", "u.{}-based"]
+AROUND = ["ada was born in {} .", "{} is where ada was born", "({}), ada", "in 7{} ,", "{}s and more", "pre{}post", "ada's  {}\n.", "{}", "é{}é .", "u.{}-based", "vev{} .", "{}pow ."]
 
 
-@pytest.mark.parametrize("answer", ["barton", "apex mills", "Barton's", "st . barton", "Ábarton", "東京"])
+@pytest.mark.parametrize("answer", ["barton", "apex mills", "Barton's", "st . barton", "Ábarton", "東京", "vev", "pow"])  # vevpow is vev and ##pow
 def test_with_word_piece_the_parts_can_as_well_be_tokenized_one_by_one(answer):
     tokenizer = tiny_family("bert").tokenizer
     for around in AROUND:

@@ -119,6 +119,15 @@ def test_parts_meet_at_a_head_that_is_not_trained_as_far_as_memory_allows(family
             torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-6 * max(1.0, gradient.abs().max().item()))
 
 
+def test_blocks_below_those_that_are_trained_take_no_memory_of_a_step(bert, monkeypatch):
+    room = []
+    monkeypatch.setattr(modmem.finetuning, "_cut", lambda lengths, most: room.append(most) or [0, len(lengths)])
+    for block in (0, 1, 2):
+        copied = copy_with_own(bert, list(select_parameters(bert, block)))
+        list(part_losses(copied, copied.encode(WORLD.train[:4])))
+    assert [room[0] / most for most in room] == pytest.approx([1, 2 / 3, 1 / 3])
+
+
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=8), st.sampled_from([1, 300, 2000, math.inf]))
 def test_a_batch_is_cut_at_the_least_cost(lengths, most):
     lengths = sorted(lengths)
@@ -210,6 +219,13 @@ def test_gradients_are_clipped_together_to_the_norm_asked_for(bert):
         batch = trained.batch(trained.encode(WORLD.test[:4]))
         train_steps(trained.model, optimizer, lambda step: slot_loss(trained, batch), [0.0], max_gradient_norm=limit)
         assert (seen[0] == pytest.approx(limit, rel=1e-3)) == clipped
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_no_number_ends_the_training_and_names_step_and_learning_rate(bert, value):
+    optimizer = torch.optim.SGD(copy_with_own(bert).model.parameters(), lr=0.0)
+    with pytest.raises(FloatingPointError, match=f"the loss of step 1 is {value}; lower the learning rate, which is 0.5 there"):
+        train_steps(bert.model, optimizer, lambda step: torch.tensor(value if step else 1.0, requires_grad=True), [0.25, 0.5, 0.75])
 
 
 # dropout
@@ -319,7 +335,14 @@ def test_ftm_sees_the_modified_evidence_with_its_new_objects_only(bert, batches)
         assert sorted(sum(batches[3 * epoch : 3 * epoch + 3], [])) == sorted(encode(bert, MODIFIED.modified_train))
 
 
-@pytest.mark.parametrize(("ratio", "rehearsal"), [(0.01, 1), (0.5, 4), (1.0, 8), (2.0, 16)])
+def test_batches_of_a_pool_hold_sentences_of_similar_length(bert, monkeypatch):
+    seen = []
+    monkeypatch.setattr(modmem.finetuning, "part_losses", lambda masked_lm, encoded: seen.append(sorted(map(len, encoded))) or part_losses(masked_lm, encoded))
+    finetune(bert, MODIFIED.modified_train, FinetuningConfig(epochs=1, batch_size=8, pool=5, learning_rate=1e-6))
+    assert sum(sorted(seen), []) == sorted(sum(seen, [])) and seen[0][0] < max(seen)[-1]
+
+
+@pytest.mark.parametrize(("ratio", "rehearsal"), [(0.01, 1), (0.2, 2), (0.5, 4), (1.0, 8), (2.0, 16)])
 def test_fta_adds_unmodified_evidence_to_every_step_in_an_order_of_its_own(bert, batches, ratio, rehearsal):
     config = FinetuningConfig(epochs=2, batch_size=8, unmodified_per_modified=ratio)
     finetune(bert, MODIFIED.modified_train, config, unmodified=MODIFIED.unmodified_train)
@@ -364,7 +387,7 @@ def test_no_evidence_is_refused(bert):
 
 @pytest.mark.parametrize(
     ("settings", "steps"),
-    [({"steps": 7}, 7), ({"epochs": 2}, 6), ({"epochs": 0.5}, 2), ({"epochs": 0.01}, 1), ({"epochs": 2, "pool": 2}, 6)],
+    [({"steps": 7}, 7), ({"epochs": 2}, 6), ({"epochs": 0.5}, 2), ({"epochs": 0.01}, 1), ({"epochs": 2, "pool": 2}, 6), ({"epochs": 2, "min_steps": 9}, 9), ({"epochs": 2, "min_steps": 5}, 6)],
 )
 def test_steps_or_epochs_say_how_long(bert, settings, steps):
     _, losses = finetune(bert, MODIFIED.modified_train, FinetuningConfig(batch_size=16, **settings))

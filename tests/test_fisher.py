@@ -14,7 +14,7 @@ from tiny_models import TINY, WORLD, assert_untouched, same_bits, same_weights, 
 from torch import nn
 
 from modmem.blocks import select_parameters
-from modmem.constraints import CONSTRAINTS, PenalizedConfig, RelativeLinfBall, modify_constrained, modify_penalized
+from modmem.constraints import CONSTRAINTS, PENALTIES, PenalizedConfig, RelativeLinfBall, modify_constrained, modify_penalized
 from modmem.editor import ModificationConfig
 from modmem.finetuning import finetune
 from modmem.fisher import KINDS, FisherBall, estimate_fisher, fisher_norm, mean_squared_gradient, project_fisher, solve_multiplier
@@ -99,6 +99,9 @@ def test_an_estimate_leaves_the_model_alone_is_the_same_again_and_changes_with_t
     assert all(same_bits(one, other) for one, other in zip(first, second))
     other = estimate_fisher(bert, MODIFIED.unmodified_train, names, kind, num_examples=5, seed=1)
     assert not torch.equal(first[0], other[0])
+    if kind == "true":  # the model's answers are drawn, too
+        one, again, other = (estimate_fisher(bert, MODIFIED.unmodified_train[:1] * 5, names, kind, seed=seed)[0] for seed in (0, 0, 1))
+        assert torch.equal(one, again) and not torch.allclose(one, other, rtol=1e-3, atol=0)
     assert [one.shape for one in first] == [dict(bert.model.named_parameters())[name].shape for name in names]
 
 
@@ -250,6 +253,32 @@ def test_the_kl_gradient_is_that_of_the_divergence_and_the_model_stays(family):
     assert_untouched(masked_lm, before)
 
 
+def test_the_prompts_of_a_kl_penalty_are_as_many_as_asked_drawn_by_the_seed_and_taken_in_turns():
+    masked_lm = tiny_bert()
+    names = list(select_parameters(masked_lm, 2))
+    edited = copy_with_own(masked_lm, names)
+    weights = [dict(edited.model.named_parameters())[name] for name in names]
+    for one in weights:
+        one.data += 0.1
+
+    def gradients(prompts, turns, **settings):
+        penalty, found = kl_penalty(masked_lm, names, prompts, 1.0, **settings), []
+        for _ in range(turns):
+            for one in weights:
+                one.grad = torch.zeros_like(one)
+            penalty(weights)
+            found.append(torch.cat([one.grad.flatten() for one in weights]))
+        return found
+
+    prompts = sorted(MODIFIED.unmodified_train[:12], key=lambda one: len(masked_lm.encode([one])[0]))
+    each = [gradients([prompt], 1)[0] for prompt in prompts]
+    drawn = [next(number for number, one in enumerate(each) if torch.allclose(one, gradients(prompts, 1, num_prompts=1, seed=seed)[0], rtol=1e-3, atol=1e-6)) for seed in range(6)]
+    assert len(set(drawn)) > 1
+    first, second, third = gradients(prompts[:3], 3, batch_size=2)
+    torch.testing.assert_close(torch.stack([first, second]), torch.stack([(each[0] + each[1]) / 2, each[2]]), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(third, first, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [0, -1.0, math.inf, math.nan, "1", True])
 def test_a_weight_of_a_penalty_is_a_number_above_zero(bad):
     with pytest.raises(ValueError, match="weight"):
@@ -274,6 +303,8 @@ def test_an_edit_stays_in_its_fisher_ball(bert, norm):
     names = list(select_parameters(bert, 1))
     fisher = estimate_fisher(bert, FEW.unmodified_train, names, kind, seed=3)
     config = replace(CONFIG, norm=norm, seed=3, radius=1e-3)
+    ball = CONSTRAINTS[norm](bert, FEW, config)
+    assert ball.projection == ("newton" if norm.endswith("newton") else "radial") and all(map(torch.equal, ball.fisher, fisher))
     edit, edited = edited_by(bert, config)
     now, base = (dict(one.model.named_parameters()) for one in (edited, bert))
     used = fisher_norm([now[name] for name in names], [base[name] for name in names], fisher)
@@ -346,3 +377,23 @@ def test_a_penalized_edit_says_what_it_paid_and_is_anchored_where_it_is_told(ber
     again.apply(once)
     pairs = zip(once.model.parameters(), bert.model.parameters())
     assert max((now - then).abs().max().item() for now, then in pairs) <= CONFIG.radius * 1.001
+
+
+@pytest.mark.parametrize("penalty", ["ewc", "kl"])
+def test_a_penalty_has_the_seed_and_the_batches_of_the_training(bert, monkeypatch, penalty):
+    seen = []
+    monkeypatch.setattr("modmem.constraints.estimate_fisher", lambda model, evidence, names, seed: seen.append({"seed": seed}) or [])
+    monkeypatch.setattr("modmem.constraints.ewc_penalty", lambda *_: lambda weights: None)
+    monkeypatch.setattr("modmem.constraints.kl_penalty", lambda *_, **settings: seen.append(settings) or (lambda weights: None))
+    modify_penalized(bert, FEW, PenalizedConfig(replace(CONFIG, seed=5), penalty, 1.0))
+    assert seen == [{"seed": 5} if penalty == "ewc" else {"seed": 5, "batch_size": 16}]
+
+
+def test_ball_and_penalty_are_those_of_the_model_before_the_first_edit(bert, monkeypatch):
+    seen = []
+    monkeypatch.setitem(CONSTRAINTS, "fisher", lambda model, modified, config: seen.append(model) or L2Ball(math.inf))
+    monkeypatch.setitem(PENALTIES, "ewc", lambda model, modified, config: seen.append(model) or (lambda weights: None))
+    other = tiny_bert(seed=1)
+    for anchor in (None, bert):
+        modify_penalized(other, FEW, PenalizedConfig(replace(CONFIG, norm="fisher", radius=math.inf), "ewc", 1.0), anchor)
+    assert [model is bert for model in seen] == [False, False, True, True]

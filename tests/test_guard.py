@@ -15,7 +15,7 @@ from modmem.editing import _match_facts
 from modmem.editor import Edit, ModificationConfig, modify_facts
 from modmem.edits import read_edits
 from modmem.evaluation import measure_accuracy, score_objects
-from modmem.facts import Benchmark, Evidence, Fact
+from modmem.facts import MASK, Benchmark, Evidence, Fact
 from modmem.files import DataError
 from modmem.guard import choose_settings, hold_out, list_blocks, make_guard, read_guard
 from modmem.masked_lm import hash_weights, load_masked_lm
@@ -68,6 +68,13 @@ def test_a_guard_knows_an_edited_fact_however_its_letters_are_spelt(tmp_path):
     assert [one.fact.id for one in make_guard(dataset, edited).reporting] == ["u"]
 
 
+def test_a_guard_knows_an_edited_fact_in_capitals_too():
+    edits = sample_modifications(WORLD, 2, seed=0)
+    (old, _), questions = edits.modified_facts, WORLD.test[:40]
+    shouted = Evidence(replace(old, id="again", subject=old.subject.upper(), relation=old.relation.upper()), f"who ? {MASK}")
+    assert make_guard([*questions, shouted], edits).reporting == make_guard(questions, edits).reporting
+
+
 def test_an_edit_is_found_in_a_dataset_that_spells_its_letters_otherwise():
     facts = tuple(Fact(name, subject, "sport", "chess") for name, subject in (("t", "zoe\u0301 bryant"), ("u", "ben")))
     line = {"id": "t", "subject": "zo\u00e9 bryant", "relation": "sport", "object": "chess", "new_object": "golf"}
@@ -102,6 +109,15 @@ def test_a_search_never_sees_a_test_phrasing_nor_the_other_half():
     assert len(tries) == 16 and seen == [(one.blocks, one.radius) for one in tries] and list_blocks(3) == [0, 1, 2, "all"]
     assert best is max(tries, key=lambda one: one.rank(-math.inf))
     assert all(one.change <= one.radius + 1e-6 for one in tries)
+
+
+def test_the_last_evidence_is_held_out_and_an_only_one_is_trained_on_as_well():
+    edits = sample_modifications(WORLD, 2, seed=0)
+    first, second = edits.modified_facts.values()
+    one, two = ([sentence for sentence in edits.modified_train if sentence.fact == fact] for fact in (first, second))
+    training, asked, single = hold_out(replace(edits, modified_train=(*one[:3], two[0])))
+    assert training.modified_train == (*one[:2], two[0]) and training.modified_test == ()
+    assert asked == (one[2], two[0]) and single == [second]
 
 
 def test_of_tries_those_within_the_drop_come_first_and_then_the_best_mean():

@@ -246,6 +246,8 @@ def test_an_object_is_taken_whole_and_only_where_it_fits(bert):
     assert model.predict(three) == bert.predict(three)
     short = NeighborLM(bert, build_memory(bert, [one]), NearestWithin(math.inf))
     assert short.predict([two, three]) == bert.predict([two, three])
+    long, golf = NeighborLM(bert, build_memory(bert, [two]), NearestWithin(math.inf)), ask("bob works for [MASK] .", "golf", 3)
+    assert long.predict(golf) == bert.predict(golf) and long.memory.measure(bert, [golf]).isinf().all()
 
 
 @pytest.mark.parametrize("bad", [-1, math.nan, "6", None, True])
@@ -430,6 +432,15 @@ def test_an_index_proposes_and_exact_distances_decide(bert, memory):
     assert all(NeighborLM(bert, memory, NearestWithin(1e-3), index=Index()).answers(MODIFIED.modified_train))
 
 
+def test_what_an_index_does_not_propose_is_not_found(bert):
+    class Index:
+        def search(self, queries, k):
+            return None, np.full((len(queries), k), 1)
+
+    memory = build_memory(bert, [ask("ada works for [MASK] .", "chess", 1), ask("bob is fond of [MASK] .", "golf", 2)])
+    assert NeighborLM(bert, memory, NearestWithin(math.inf), index=Index()).predict(ask("ada works for [MASK] .", "judo", 3)) == ["golf"]
+
+
 # what is remembered, and what is lost
 
 
@@ -478,6 +489,12 @@ def test_a_trial_with_a_memory_says_how_large_and_how_near(bert):
     assert half["within_epsilon"] == 100 * (scale < half["epsilon_used"]).double().mean().item()
     all_sentences = run_trial(bert, MODIFIED, NeighborConfig("all", epsilon=0.0), NEIGHBORS).outcome
     assert all_sentences["num_keys"] == len(WORLD.train)
+
+
+def test_an_epsilon_is_measured_on_some_sentences_that_the_seed_draws_in_the_layer_asked_for(bert, monkeypatch):
+    monkeypatch.setattr(knn_lm, "_SCALE_QUESTIONS", 5)
+    (model, first), (_, again), (_, other) = (NEIGHBORS.modify(bert, MODIFIED, NeighborConfig(epsilon_quantile=0.5, key_layer="penultimate", seed=seed)) for seed in (0, 0, 1))
+    assert first == again and first["epsilon_used"] != other["epsilon_used"] and model.memory.layer == "penultimate"
 
 
 def test_a_given_epsilon_needs_no_unmodified_sentence(bert):

@@ -13,7 +13,7 @@ from tiny_models import TINY, WORLD, ask, assert_cuts_change_nothing, assert_unt
 
 from modmem.facts import MASK, Benchmark
 from modmem.files import DataError
-from modmem.batches import _window, bucket_by_length, encode_evidence, keep_answerable, make_batch
+from modmem.batches import _window, bucket_by_length, encode_evidence, find_seen, keep_answerable, make_batch
 from modmem.masked_lm import (
     copy_with_own, in_mode, load_masked_lm, MaskedLM,
     predict_pieces, save_masked_lm,
@@ -464,9 +464,17 @@ def test_unsayable_facts_are_left_out_with_all_their_evidence(masked_lm):
     kept = keep_answerable(masked_lm.tokenizer, Benchmark(facts, (*evidence, *evidence), tuple(evidence), "three", "answered"), max_pieces=10)
     assert [fact.object for fact in kept.facts] == ["barton"] and (len(kept.train), len(kept.test)) == (2, 1)
     assert (kept.name, kept.drawn_from) == ("three", "answered")
+    pieces = len(masked_lm.encode(evidence[:1])[0].labels)
+    for most, facts_kept in ((pieces, 1), (pieces - 1, 0)):
+        assert len(keep_answerable(masked_lm.tokenizer, Benchmark(facts[:1], (), ()), most).facts) == facts_kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_weights_that_are_not_float32_are_refused_at_once(bert, dtype):
     with pytest.raises(ValueError, match=f"expected float32 weights, not {dtype}"):
         MaskedLM(tiny_bert().model.to(dtype), bert.tokenizer)
+
+
+def test_the_same_words_are_another_question_if_their_object_has_more_pieces(bert):
+    text = f"ada works for {MASK} ."
+    assert find_seen(bert.tokenizer, [ask(text, "chess"), ask(text, "golf")], [ask(text, "apex mills"), ask(text, "golf")]) == {1: 0}

@@ -55,6 +55,19 @@ def test_logits_of_an_edited_copy_are_those_of_transformers(family, blocks):
                 torch.testing.assert_close(copied(copied.batch(part)), score_plainly(copied, part), rtol=0, atol=1e-5)
 
 
+def test_states_below_are_those_without_dropout_even_of_a_model_that_is_training():
+    base = tiny_bert()
+    copied = shake(base, 2)
+    for module in base.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    base.model.train()
+    encoded = copied.encode(WORLD.test[:20])
+    with torch.no_grad():
+        torch.testing.assert_close(copied(copied.batch(encoded)), score_plainly(copied, encoded), rtol=0, atol=1e-5)
+    assert base.model.training
+
+
 @pytest.mark.parametrize(("family", "blocks"), CASES)
 def test_accuracy_of_an_edit_is_identical_by_the_plain_pass(family, blocks):
     base = TINY[family]()

@@ -9,7 +9,7 @@ import pytest
 from invented_rows import BY, RADII, PROVENANCE, invent, rows, summary  # noqa: F401
 
 from modmem import tables
-from modmem.tables import compare_published, describe_run, format_mean_error, load_published, save_table, summarize
+from modmem.tables import compare_published, describe_errors, describe_run, format_mean_error, load_published, put_heldout_beside, save_table, summarize, write_table
 
 
 def test_mean_standard_error_and_standard_deviation_divide_by_n_minus_1():
@@ -130,6 +130,25 @@ def test_a_table_is_saved_as_numbers_as_text_and_with_its_origin(tmp_path, summa
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table_3.csv"), summary, check_dtype=False)
     saved = json.loads((tmp_path / "table_3.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert saved["seeds"] == [0, 1, 2] and saved["parameters"]["radii"] == [0.001, 0.002, "Infinity"]
+
+
+def test_a_table_in_markdown_marks_the_papers_last_number_and_takes_a_bar_for_a_bar():
+    table = pd.DataFrame({"what": ["x|y", "z"], "A, paper": ["1.00", "-"], "B, paper": ["2.00 (0.10)", "3.00"], "note": ["a slip", ""]})
+    assert write_table(table).split("\n") == [
+        "| what | A, paper | B, paper |", "| --- | ---: | ---: |", r"| x\|y | 1.00 | 2.00 (0.10)[^1] |", "| z | - | 3.00 |", "", "[^1]: a slip",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("runs", "said"), [([3, 3], "± standard error, 3 runs"), ([2, 5, 0], "± standard error, 2 to 5 runs"), ([1], "single runs: no errors"), ([0], "")])
+def test_errors_are_said_with_the_number_of_runs(runs, said):
+    assert describe_errors(pd.DataFrame({"runs": runs, "modified_accuracy_se": 1.0})) == said
+
+
+def test_the_choice_on_held_out_facts_stands_beside_the_one_on_reported_facts():
+    shown = pd.DataFrame({"block": ["0", "0", "1"], "radius": ["0.1", "0.2", "0.3"], "mean (%)": ["50", "40", "30"], "chosen on": ["reported", "held out", "reported"]})
+    both = put_heldout_beside(shown, ["block"])
+    assert list(both) == ["block", "radius", "mean (%)", "radius, held out", "mean (%), held out"]
+    assert both.to_numpy().tolist() == [["0", "0.1", "50", "0.2", "40"], ["1", "0.3", "30", "", ""]]
 
 
 def test_a_run_is_described_with_versions_and_the_commit_of_our_own_checkout(tmp_path, monkeypatch):

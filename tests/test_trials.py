@@ -65,6 +65,7 @@ def test_radii_are_compared_on_the_seeds_that_all_of_a_group_have():
     rows = make_rows(*easy_and_hard, seed=[0, 1, 0, 1])
     assert chosen(rows) == [0.1, 0.1]
     assert chosen(rows.assign(status=["done", "done", "done", "failed"])) == [0.1, 0.1], "80 of the easy draw alone is more than 62 of both"
+    assert chosen(rows.assign(modified_accuracy=[82, 42, 80, math.nan])) == [0.1, 0.1], "nor does a draw without an accuracy"
     more = make_rows((0.2, 99, 99), seed=2)
     assert chosen(pd.concat([rows, more])) == [0.1, 0.1], "a third draw of one radius"
     assert chosen(pd.concat([rows, make_rows((0.2, 99, 99), seed=2, blocks=1)])) == [0.1, 0.1, 0.2], "other groups do not count"
@@ -90,6 +91,8 @@ def test_blocks_may_be_chosen_along_with_the_radius():
     rows = pd.concat([make_rows((0.1, 50, 50), (0.2, 60, 60)), make_rows((0.1, 90, 90), (0.2, 80, 80), blocks=3)]).assign(norm="linf")
     best = select_radius(rows, ["norm"], also=["blocks"])
     assert best[["blocks", "radius"]].to_numpy().tolist() == [[3, 0.1]]
+    further = pd.concat([rows, make_rows((0.05, 1, 1)).assign(norm="linf")])  # which block 3 was not tried at
+    assert select_radius(further, ["norm"], also=["blocks"])["edge"].tolist() == [True]
 
 
 @pytest.mark.parametrize(("best", "edge"), [(0.1, True), (0.2, False), (0.4, True)])
