@@ -136,13 +136,14 @@ def test_fae_has_at_least_one_training():
 
 def test_editors_have_draws_of_one_fact_and_a_table_for_each_start(folder):
     given = {**WORLD, "block": 1, "nums_modified": {"FT": [1, 4], "pretrained": [4]}, "single_draws": {"reported": 3, "heldout": 1}, "heldout_seeds": [0, 1], "heldout_most": 1,
-             "strengths": {"FTM": [0.05, 0.2], "LocFT": [0.01]}, "only": {"LocFT": [4]}, "sequence": 4, "in_sequence": {"2": {"FTM": [0.1]}, "4": {"FTM": [0.2]}}, "sequence_seeds": [0]}
+             "strengths": {"FTM": [0.05, 0.2], "LocFT": [0.01]}, "single_strengths": {"FTM": [0.4]}, "only": {"LocFT": [4]}, "sequence": 4, "in_sequence": {"2": {"FTM": [0.1]}, "4": {"FTM": [0.2]}}, "sequence_seeds": [0]}
     del given["num_modified"]
     csv, _, _ = run("editors", folder, **given)
     rows = load_rows("editors", folder, **given)
     rows["mean"] = (rows["modified_accuracy"] + rows["unmodified_accuracy"].fillna(rows["unmodified_accuracy_heldout"])) / 2
     singles = rows[(rows["num_modified"] == 1) & (rows["radius"] == 0.05)]
     assert singles.groupby("facts")["seed"].agg(list).map(sorted).to_dict() == {"heldout": [0], "reported": [0, 1, 2]}
+    assert set(rows.loc[rows["radius"] == 0.4, "num_modified"]) == {1}
     assert csv[["start", "num_modified", "method", "chosen_on"]].values.tolist() == [
         ["FT", 1, "FTM", "held out"], ["FT", 1, "FTM", "reported"], ["FT", 4, "FTM", "reported"], ["FT", 4, "LocFT", "reported"], ["pretrained", 4, "FTM", "reported"]]
     for line in csv.itertuples():
