@@ -26,7 +26,7 @@ from .files import DataError
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #artefacts
 def _notebooks() -> Path:
-    "The folder of the notebooks: in the installed package, or in the checkout."
+    "Find the folder of the notebooks: in the installed package, or in the checkout."
     package = Path(modmem.__file__).parent
     return next(folder for folder in (package / "notebooks", package.parent / "nbs") if folder.is_dir())
 
@@ -61,7 +61,7 @@ def list_artefacts() -> list[str]:
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #read-parameters
 def _read_cells(path: Path) -> list[dict]:
-    "The code cells of a notebook: id, source, tags."
+    "Read the code cells of a notebook: id, source, tags."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [
         {"id": cell.get("id", ""), "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", ())}
@@ -106,7 +106,7 @@ def _read_value(text: str, kind: type) -> Any:
     try:
         if kind in (str, int, float):
             return kind(text)
-        python = re.sub(r"\binf\b", "1e999", {"true": "True", "false": "False"}.get(text, text))  # which Python has no other word for
+        python = re.sub(r"\binf\b", "1e999", {"true": "True", "false": "False"}.get(text, text))  # the literal for infinity in Python
         return _check_value(ast.literal_eval(python), kind)
     except (ValueError, SyntaxError):
         raise TypeError(f"expected {kind.__name__}, found {text!r}") from None
@@ -117,7 +117,7 @@ OPTIONS = {name: f"--{name}" for name in _PLACE_NAMES} | {"known_rows": "--rows"
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    "The names that could have been meant, or else all there are."
+    "Suggest the names that could have been meant, or else all there are."
     close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known)}"
 
@@ -149,7 +149,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _settle_file(entries: Any, path: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
-    "Take the entries of a parameter file: artefact -> parameters, checked; an artefact's own go before those of all."
+    "Take the entries of a parameter file: artefact -> parameters, checked; an artefact's own take precedence over those of all."
     values, entries = {name: {} for name in known}, entries if isinstance(entries, dict) else {"": entries}
     for entry, given in sorted(entries.items(), key=lambda item: item[0] != "all"):
         if entry == "artefacts":
@@ -165,7 +165,7 @@ def _settle_file(entries: Any, path: Path, known: Mapping[str, Mapping[str, Any]
 
 
 def _choose_in_file(entries: Any, path: Path, known: Iterable[str]) -> list[str]:
-    "Which artefacts a parameter file chooses where nothing else does: its entry `artefacts`; all without one."
+    "List the artefacts that a parameter file chooses where nothing else does: its entry `artefacts`; all without one."
     chosen = entries.get("artefacts", list(known)) if isinstance(entries, dict) else list(known)
     for name in chosen if isinstance(chosen, list) else [chosen]:
         if name not in known or not isinstance(chosen, list):
@@ -175,7 +175,7 @@ def _choose_in_file(entries: Any, path: Path, known: Iterable[str]) -> list[str]
 # %% ../nbs/6_commands/00_artefacts.ipynb #artefact
 @dataclass(frozen=True)
 class Artefact:
-    "A notebook with the parameters it shall have, and the rows it will ask for."
+    "A notebook with the parameters it is given, and the rows it will ask for."
     name: str
     path: Path
     parameters: Mapping[str, Any] = field(default_factory=dict)  # those that are given
@@ -185,7 +185,7 @@ class Artefact:
 
     @property
     def filled(self) -> dict[str, Any]:
-        "All that papermill puts in place of the notebook's defaults."
+        "List all that papermill puts in place of the notebook's defaults."
         return {**self.parameters, **({"places": dict(self.options)} if "places" in read_defaults(self.path) else {})}
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #choose

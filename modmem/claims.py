@@ -37,8 +37,8 @@ class Claim:
     margin: float = 0.0
     unit: str = "points"
     planned: int = 5  # seeds; the paper has 5 runs
-    primary: bool = False  # one of the few that the correction is shared among; the others have one of their own
-    decidable: bool = True  # false: a spread seen in an earlier world asks for more seeds than anybody will run
+    primary: bool = False  # one of the few that share a correction; all others share another
+    decidable: bool = True  # False: by a spread seen in an earlier world, it would need more seeds than anybody will run
     why: str  # the result may differ here
 
     def __post_init__(self):
@@ -122,13 +122,13 @@ _SINGLE, _ENDS = ("first", "middle", "last"), ("first", "last")
 
 
 def _pick(rows: pd.DataFrame, **settings) -> pd.DataFrame:
-    "Take the rows with the usual settings but for these; None: any."
+    "Take the rows with the usual settings, except for those given; None: any value."
     wanted = {name: value for name, value in (_USUAL | settings).items() if value is not None}
     return rows[np.logical_and.reduce([rows[name] == value for name, value in wanted.items()])]
 
 
 def _has_heldout(rows: pd.DataFrame) -> bool:
-    "Whether held-out facts can choose: there are rows of them, and reported ones."
+    "Tell whether held-out facts can choose: there are rows of them, and reported ones."
     return {"reported", "heldout"} <= set(rows["facts"])
 
 
@@ -181,7 +181,7 @@ def _difference(rows: pd.DataFrame, more: Mapping, less: Mapping) -> pd.Series:
 
 
 def _shortfall(rows: pd.DataFrame, less: Mapping, more: Mapping) -> pd.Series:
-    "How far a term stays below another, in percent of that."
+    "Measure how far a term stays below another, in percent of the latter."
     return 100 * (1 - _term(rows, **less) / _term(rows, **more))
 
 # %% ../nbs/5_experiments/08_claims.ipynb #at-equal
@@ -224,7 +224,7 @@ def _chosen_at_each(rows: pd.DataFrame, **settings) -> pd.DataFrame:
 
 
 def _extremes(rows: pd.DataFrame, value: str, across: Sequence[str], needed: Sequence = ()) -> list[pd.DataFrame]:
-    "Make tables of a value at the smallest and at the largest |M| that have the needed settings in common; none without the fewest facts."
+    "Make tables of a value at the smallest and at the largest |M| that have the needed settings in common; none unless there are rows of the fewest facts."
     wide = _wide(rows, value, ["num_modified", *across])
     sizes = sorted(set(wide.columns.get_level_values(0))) if rows["few"].any() else []
     for size in sizes[:0:-1]:
@@ -242,7 +242,7 @@ def _moves(rows: pd.DataFrame, **settings) -> pd.Series:
 
 # %% ../nbs/5_experiments/08_claims.ipynb #falls
 def _fall(rows: pd.DataFrame, fixed: bool) -> pd.Series:
-    "How much lower A_F\\S is at the largest |M|: on average over radii at a fixed number of steps, or at the radii chosen for each |M|."
+    "Measure how much lower A_F\\S is at the largest |M|: on average over radii at a fixed number of steps, or at the radii chosen for each |M|."
     if fixed:
         tables = _extremes(_pick(rows, few=None, fixed=True, facts="reported"), "unmodified", ["position", "radius"])
     else:
@@ -258,7 +258,7 @@ def _unsteady_seeds(rows: pd.DataFrame) -> pd.Series:
 
 
 def _steepness(rows: pd.DataFrame, norm: str) -> pd.Series:
-    "How much the mean accuracy changes per doubling of the radius, on both sides of the chosen one."
+    "Measure how much the mean accuracy changes per doubling of the radius, on both sides of the chosen one."
     picked = _pick(rows, norm=norm, facts="reported")
     wide = _wide(picked[picked["radius"] < np.inf], "mean", ["position", "radius"])
     slopes = pd.DataFrame(index=wide.index, columns=list(_ENDS), dtype=float)
@@ -277,7 +277,7 @@ def _unsteady_radii(rows: pd.DataFrame) -> pd.Series:
 
 # %% ../nbs/5_experiments/08_claims.ipynb #memories
 def _drop_beyond(rows: pd.DataFrame) -> pd.Series:
-    "How much more drops in FaE (AWT) than in BERT's best block, at FaE's A_M."
+    "Measure how much more drops in FaE (AWT) than in BERT's best block, at FaE's A_M."
     best = _choose_best(rows, _SINGLE)
     fae = _chosen(rows[rows["position"] == "AWT"], method="FaE", unmodified_per_modified=None)
     if best.empty or fae.empty:
@@ -290,19 +290,19 @@ def _drop_beyond(rows: pd.DataFrame) -> pd.Series:
 
 # %% ../nbs/5_experiments/08_claims.ipynb #neighbors
 def _neighbors(rows: pd.DataFrame, memory: str = "modified") -> pd.DataFrame:
-    "Take rows of kNN-LM, with the share of percent that the worse accuracy has."
+    "Take rows of kNN-LM, with `both`: the smaller of A_M and of the percentage that is left of A_F\\S."
     rows = _pick(rows, method="kNN-LM", start="pretrained", position=memory, norm=None, unmodified_per_modified=None).copy()
     return rows.assign(both=np.minimum(rows["modified"], 100 - rows["forgotten"]))
 
 
 def _lacks_one(rows: pd.DataFrame) -> pd.Series:
-    "What the worse accuracy lacks at the threshold where it lacks least."
+    "Measure what `both` lacks of 100 % at the threshold where it lacks least."
     wide = _wide(_neighbors(rows).query("facts == 'reported'"), "both", ["threshold"])
     return 100 - wide[wide.mean().idxmax()] if len(wide.columns) else pd.Series(dtype=float)
 
 
 def _lost_by_sharing(rows: pd.DataFrame, memory: str) -> pd.Series:
-    "How many more right answers are lost where the old object is shared, with 10 % within epsilon, or as near to it as there is."
+    "Measure how many more right answers are lost where the old object is shared, at the threshold with nearest to 10 % of the unmodified sentences within it."
     rows = _neighbors(rows, memory).query("facts == 'reported'")
     distances = (rows.groupby("threshold")["within_epsilon"].mean() - 10).abs()
     rows = rows[rows["threshold"] == (distances.idxmin() if distances.notna().any() else None)]
@@ -313,14 +313,14 @@ _LACKED = {"norm": None, "unmodified_per_modified": None, "part": None}  # setti
 
 
 def _pick_editor(rows: pd.DataFrame, position: str = "last", num_modified: int | None = None, **settings) -> pd.DataFrame:
-    "Take the rows of an editor on one block; where they choose for themselves, they do so on facts that are not held out."
+    "Take the rows of an editor on one block; if the reported rows have to choose, they do so by the unmodified facts that are not held out."
     settings = settings if settings.get("method", "edit") == "edit" else _LACKED | settings
     picked = _pick(rows, position=position, **settings | ({"few": None, "num_modified": num_modified} if num_modified else {}))
     return picked.assign(unmodified_accuracy=picked["unmodified"])
 
 
 def _at_strengths(rows: pd.DataFrame, *editors: Mapping, value: str = "mean") -> list[pd.Series]:
-    "A value of editors, each at its strength: chosen on held-out facts if all have such rows, and else on those shown."
+    "Find a value of editors, each at its strength: chosen on held-out facts if all have such rows, and else on those shown."
     dials = [editor.get("dial", "radius") for editor in editors]
     picked = [_pick_editor(rows, **{name: setting for name, setting in editor.items() if name != "dial"}) for editor in editors]
     on = "heldout" if all(map(_has_heldout, picked)) else "reported"
@@ -328,12 +328,12 @@ def _at_strengths(rows: pd.DataFrame, *editors: Mapping, value: str = "mean") ->
 
 
 def _lead(rows: pd.DataFrame, ahead: Mapping, behind: Mapping) -> pd.Series:
-    "How far one editor, or one norm of the ball, is ahead of another."
+    "Measure how far one editor, or one norm of the ball, is ahead of another."
     return np.subtract(*_at_strengths(rows, ahead, behind))
 
 
 def _not_learnt(rows: pd.DataFrame, **settings) -> pd.Series:
-    "What an editor lacks of all modified facts."
+    "Measure what an editor lacks of all modified facts."
     return 100 - _at_strengths(rows, settings, value="modified")[0]
 
 # %% ../nbs/5_experiments/08_claims.ipynb #registry
@@ -367,7 +367,7 @@ CLAIMS = load_claims()
 
 # %% ../nbs/5_experiments/08_claims.ipynb #judge
 def _measure(claim: Claim, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    "The contrast of each seed, and the checkpoint that the seed edits."
+    "Measure the contrast of each seed, and find the checkpoint that the seed edits."
     values = claim.measure(rows).astype(float).replace([np.inf, -np.inf], np.nan).dropna().sort_index()
     checkpoints = rows.loc[(rows["facts"] == "reported") & (rows["model"] == "base"), ["seed", "checkpoint"]].drop_duplicates()
     if (again := checkpoints["seed"].duplicated()).any():
@@ -376,7 +376,7 @@ def _measure(claim: Claim, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _judge(claim: Claim, values: np.ndarray, checkpoints: np.ndarray, share: float, level: float) -> dict:
-    "The effect of a claim, its interval at its share of the level and alone, and the verdicts."
+    "Judge a claim: its effect, its interval at its share of the level and alone, and the verdicts."
     row = {name: getattr(claim, name) for name in ("name", "primary", "kind", "margin", "unit", "planned")}
     means = pd.Series(values).groupby(checkpoints).mean() if len(values) else pd.Series(dtype=float)
     row |= {"n": len(values), "checkpoints": " / ".join(f"{mean:.1f}" for mean in means), "effect": values.mean() if len(values) else np.nan}

@@ -39,7 +39,7 @@ _PUBLISHED = {"bert-base-uncased": "bert_uncased_L-12_H-768_A-12", "bert-large-u
 
 
 def _find_config(model: str, folder: str) -> Any:
-    "A real model's configuration: from its folder or the cache, or as published; None if it is unknown."
+    "Find a real model's configuration: in its folder or the cache, or as published; None if it is unknown."
     with contextlib.suppress(OSError, ValueError):
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     name = model.rpartition("/")[2]
@@ -70,7 +70,7 @@ def _count_step(
     blocks: int | tuple[int, ...] | str | None,  # that are the model's own; (): none; None: every weight is
     trains: bool = True,  # or only answers
 ) -> tuple[float, float, int]:
-    "FLOPs of a sentence in a step, the bytes kept for its way back, and those of the weights; what lies below the blocks is there."
+    "Count the FLOPs of a sentence in a step, the bytes kept for its way back, and those of the weights; what lies below the blocks is given."
     names = None if blocks is None else list(select_parameters(network, blocks)) if blocks != () else []
     model, kept = copy_with_own(network, names), {}
     with torch.device("meta"):
@@ -101,7 +101,7 @@ _NUM_RELATIONS = 41  # of T-REx
 
 
 def _size(data: Data) -> tuple[float, float, float, int]:
-    "Training sentences, facts, test questions, and tokens a sentence."
+    "Find the numbers of training sentences, facts, test questions, and tokens a sentence."
     if data.benchmark not in _SIZES:
         cloze = data.benchmark == "world"
         world = make_world(data.num_subjects, form="cloze" if cloze else "question", style=data.style)
@@ -113,7 +113,7 @@ def _size(data: Data) -> tuple[float, float, float, int]:
 
 # %% ../nbs/6_commands/01_cost.ipynb #cost
 def _cost(run: Run, places: Places, blocks: Any, training: FinetuningConfig | None) -> tuple[float, float]:
-    "FLOPs and bytes of a training of blocks (None: of every weight; no training: None) with all test questions after it; nan where that is not known."
+    "Estimate the FLOPs and bytes of a training of blocks (None: of every weight; no training: None) with all test questions after it; nan where that is not known."
     model, (evidences, facts, questions, length) = run.start.model, _size(run.sample.data)
     network = None if isinstance(run.start, FaeStart) else _find_network(model, str(places.models.get(model, model)))
     if network is None:
@@ -137,7 +137,7 @@ def estimate_run(run: Run, places: Places) -> tuple[float, float]:  # FLOPs, and
 
 # %% ../nbs/6_commands/01_cost.ipynb #plan
 def _list_costs(runs: Iterable[tuple[Run, Places]]) -> list[tuple]:
-    "The starts of runs, each once, and the runs: model, benchmark, blocks, |M|, FLOPs, bytes."
+    "List the starts of runs, each once, and the runs: model, benchmark, blocks, |M|, FLOPs, bytes."
     starts, rows = {}, []
     for run, places in runs:
         start, model, settings = (run.start, run.sample.data), (run.start.model, run.sample.data.benchmark), run.settings
@@ -154,7 +154,7 @@ def count_rows(
     store: Path,  # folder of the rows that are there
     rows: Path | None = None,  # csv with rows that need not be computed
 ) -> dict:  # plain data: rows and there, of each of the artefacts and of all: several may share a row
-    "Count the rows that `reproduce` has to have, and those that are there."
+    "Count the rows that `reproduce` needs, and those that are there."
     keys = {artefact.name: {run.key for run in artefact.runs} for artefact in artefacts}
     distinct = set().union(*keys.values())
     found = load_results(store, rows, distinct)

@@ -65,10 +65,10 @@ _NormName = Annotated[_Norm, typer.Option("--norm", metavar="NORM", help=f"One o
 _Blocks = Annotated[Any, typer.Option(parser=_blocks, metavar="BLOCKS", help="Blocks that may change: 0, or 0,3, or all; or auto, with --guard.")]
 _Radius = Annotated[Any, typer.Option(parser=_radius, metavar="NUMBER", help="Of ftm: how far weights may go; inf: anywhere; or auto, with --guard.")]
 _MethodName = Annotated[_Method, typer.Option("--method", metavar="NAME", help="ftm, the paper's: training inside a ball; or locft, lora, memit, alphaedit.")]
-_Guard = Annotated[str | None, typer.Option(metavar="SOURCE", help="Facts that shall stay: FILE, synthetic, trex:DIR or zsre:FILE.")]
+_Guard = Annotated[str | None, typer.Option(metavar="SOURCE", help="Facts that should stay: FILE, synthetic, trex:DIR or zsre:FILE.")]
 _Drop = Annotated[float, typer.Option(parser=_drop, metavar="POINTS", help="How far the guard's accuracy may fall.")]
 _Onto = Annotated[Path | None, typer.Option(metavar="edit.safetensors", exists=True, dir_okay=False, help="An edit of MODEL that comes before this one.")]
-_HalfFile = Annotated[bool, typer.Option("--half", help="Two bytes a weight: rounded, and undone with the base at hand only.")]
+_HalfFile = Annotated[bool, typer.Option("--half", help="Two bytes a weight: rounded, and undone only with the base model.")]
 _Card = Annotated[bool, typer.Option("--card", help="Write a model card, README.md, beside the edit.")]
 
 # %% ../nbs/6_commands/09_editing.ipynb #check-edits
@@ -77,7 +77,7 @@ _CARD = "card of an edit by modmem"
 
 
 def _read_record(path: Path) -> dict:
-    "The record of an edit of either kind."
+    "Read the record of an edit of either kind."
     return load_record(path, "edit", _EDIT_RECORD, with_tensors=False, also="half_edit")[1]
 
 
@@ -86,14 +86,14 @@ def _check_replaceable(path: Path, card: bool) -> None:
     try:
         _ = path.exists() and _read_record(path)
     except DataError:
-        raise DataError("is there already, and is no edit; it shall not be overwritten", path) from None
+        raise DataError("is there already, and is no edit; it is not overwritten", path) from None
     page = path.with_name("README.md")
     if card and page.exists() and _CARD not in page.read_text(encoding="utf-8", errors="replace"):
-        raise DataError("is there already, and is no card of an edit; it shall not be overwritten", page)
+        raise DataError("is there already, and is no card of an edit; it is not overwritten", page)
 
 # %% ../nbs/6_commands/09_editing.ipynb #check-facts
 def _check_blocks(blocks: int | list[int] | str | None, num_blocks: int) -> None:
-    "Refuse blocks that a model has not, by its configuration."
+    "Refuse blocks that a model lacks, by its configuration."
     for index in [] if blocks is None or isinstance(blocks, str) else [blocks] if isinstance(blocks, int) else blocks:
         require(index < num_blocks, f"Invalid value for '--blocks': expected indices from 0 to {num_blocks - 1}, found {index}")
 
@@ -121,7 +121,7 @@ def _check_edits(masked_lm: MaskedLM, edits: ModifiedBenchmark, path: Path) -> N
 
 # %% ../nbs/6_commands/09_editing.ipynb #read-guard
 def _read_guard(source: str | None, lenient: bool, drop_given: bool) -> Benchmark | None:
-    "Read the facts that shall stay: of a file, `synthetic`, `trex:DIR` or `zsre:FILE`."
+    "Read the facts that should stay: of a file, `synthetic`, `trex:DIR` or `zsre:FILE`."
     require(source is not None or not drop_given, "--max-drop goes with --guard")
     kind, _, place = (source or "").partition(":")
     if kind in ("trex", "zsre") and place:
@@ -133,7 +133,7 @@ def _read_guard(source: str | None, lenient: bool, drop_given: bool) -> Benchmar
 
 
 def _make_guard(masked_lm: MaskedLM, benchmark: Benchmark, edits: ModifiedBenchmark, max_drop: float, search: bool, earlier: list[Fact]) -> Guard:
-    "Make a guard of the questions that the tokenizer can say and neither the edit nor one before it is about."
+    "Make a guard of the questions whose object the tokenizer can say, and that neither the edit nor one before it is about."
     kept = lazy.batches.keep_answerable(masked_lm.tokenizer, benchmark)
     if len(kept.facts) < len(benchmark.facts):
         say(f"left out {len(benchmark.facts) - len(kept.facts)} of the guard's facts, with an object that this tokenizer cannot say in 20 pieces")
@@ -144,7 +144,7 @@ def _make_guard(masked_lm: MaskedLM, benchmark: Benchmark, edits: ModifiedBenchm
 
 
 def _read_onto(onto: Path, edits: ModifiedBenchmark, path: Path) -> dict:
-    "The record of the edit that another one is put on; refuse facts that contradict it."
+    "Read the record of the edit that another one is put on; refuse facts that contradict it."
     record = _read_record(onto)
     if "rounding" in record:
         raise DataError("expected an exact edit to put another one on, this one is in half precision", onto)
@@ -160,7 +160,7 @@ _SOLVED = ("memit", "alphaedit")  # methods that do not train the weights
 
 
 def _configure(settings: dict) -> Any:
-    "The settings of a method by its name. MEMIT and AlphaEdit keep what the edits' own sentences, the only ones there are, answer without their words."
+    "Make the settings of a method by its name; MEMIT and AlphaEdit keep the answers to the edits' own sentences with words hidden."
     method, training = settings["method"], {name: settings[name] for name in _TRAINING}
     if method == "ftm":
         return lazy.editor.ModificationConfig(settings["blocks"], settings["norm"], settings["radius"], **training)
@@ -187,7 +187,7 @@ def _train(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict) -> 
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-search
 def _search(masked_lm: MaskedLM, modified: ModifiedBenchmark, guard: Guard, settings: dict) -> tuple[dict, list[dict]]:
-    "Settings with blocks and radius in place of `auto`; the tries."
+    "Search for blocks and radius; return the settings with them in place of `auto`, and the tries."
     for fact in lazy.guard.hold_out(modified)[2]:
         say(f"{fact.subject!r}, {fact.relation!r} has a single evidence: for it, blocks and radius are chosen on the guard alone")
     blocks, radius = settings["blocks"], settings["radius"]
@@ -209,7 +209,7 @@ def _stack(masked_lm: MaskedLM, onto: Path, modified: ModifiedBenchmark, setting
 
 
 def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:
-    "The edited model, which shares all other weights with the given one."
+    "Make the edited model, which shares all other weights with the given one."
     try:
         return edit.apply_to_copy(masked_lm)
     except ValueError as error:
@@ -217,7 +217,7 @@ def _apply(masked_lm: MaskedLM, edit: Edit, path: Path) -> MaskedLM:
 
 
 def _ask_earlier(masked_lm: MaskedLM, onto: Path, made: Any) -> dict:
-    "What a further edit left of those before it: how much of their evidence is answered."
+    "Measure what a further edit left of those before it: how much of their evidence is answered."
     *earlier, _ = lazy.stack.list_layers(made.record)
     asked = [sentence for layer in earlier for sentence in lazy.stack.recall_edits(layer).modified_train]
     edits = {"before": lazy.editor.Edit.load(onto), "after": made}
@@ -225,12 +225,12 @@ def _ask_earlier(masked_lm: MaskedLM, onto: Path, made: Any) -> dict:
 
 # %% ../nbs/6_commands/09_editing.ipynb #answer-edits
 def _compare(values: Mapping[str, Any]) -> Any:
-    "Values before and after an edit; the one value if there is no edit."
+    "Give values before and after an edit; the one value if there is no edit."
     return values if len(values) > 1 else values["before"]
 
 
 def _answer_edits(models: Mapping[str, MaskedLM], modified: ModifiedBenchmark) -> dict:
-    "What a model, and perhaps its edited version, answers to the sentences of a list of edits."
+    "Ask a model, and perhaps its edited version, the sentences of a list of edits."
     sides = {"test": modified.modified_test, "evidence": modified.modified_train}
     answers = lazy.summary.describe_sentences(models, modified)
     parts = {"test": answers[: len(modified.modified_test)], "evidence": answers[len(modified.modified_test) :]}
@@ -244,7 +244,7 @@ def _answer_edits(models: Mapping[str, MaskedLM], modified: ModifiedBenchmark) -
 
 # %% ../nbs/6_commands/09_editing.ipynb #abridge
 def _abridge(answers: list[dict]) -> list[dict]:
-    "The answers as lines for people: each with its probability, and with what became of the old object."
+    "Write answers as lines for people, each with the probability of the expected object and what became of the old one."
     lines = []
     for one in answers:
         line = {"text": one["text"], "expected": one["expected"]}
@@ -282,12 +282,12 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def _list_given(context: typer.Context) -> list[str]:
-    "The options of training that were given, and not left at their defaults."
+    "List the options of training that were given, and not left at their defaults."
     return [f"--{name.replace('_', '-')}" for name in _TRAINING if name != "seed" and _is_given(context, name)]
 
 
 def _check_method(method: str, blocks: Any, radius: Any, norm: str, onto: Path | None, given: list[str]) -> None:
-    "Refuse options that a method without a ball has not."
+    "Refuse options that a method without a ball does not have."
     require(onto is None, f"--onto goes with --method ftm: a stack keeps to the ball of its first edit, and {method} has none")
     require(radius is None and norm == "linf", f"--radius and --norm go with --method ftm: {method} has no ball")
     require(blocks is not None, "Missing option '--blocks'.")
@@ -298,7 +298,7 @@ def _check_method(method: str, blocks: Any, radius: Any, norm: str, onto: Path |
 
 # %% ../nbs/6_commands/09_editing.ipynb #judge
 def _judge(guard: Guard, before: MaskedLM, after: MaskedLM) -> dict:
-    "What an edit did to the guard; exit code 3 if that is too much."
+    "Measure what an edit did to the guard; exit code 3 if that is too much."
     scores = lazy.guard.measure_guard(guard, before, after)
     if not scores["drop"] <= guard.max_drop:
         say(f"the guard's accuracy fell by {scores['drop']:.2f} points, from {scores['before']:.2f} to {scores['after']:.2f}; --max-drop allows {guard.max_drop:g}: nothing was written")
@@ -308,7 +308,7 @@ def _judge(guard: Guard, before: MaskedLM, after: MaskedLM) -> dict:
 
 # %% ../nbs/6_commands/09_editing.ipynb #edit-run
 def _anchor(record: dict, context: typer.Context) -> dict:
-    "Blocks, norm and radius of the first edit, in place of those that were not given."
+    "Take blocks, norm and radius of the first edit, in place of those that were not given."
     try:
         first = lazy.stack.read_config(lazy.stack.list_layers(record)[0])
     except ValueError as error:
@@ -317,7 +317,7 @@ def _anchor(record: dict, context: typer.Context) -> dict:
 
 
 def _run(masked_lm: MaskedLM, modified: ModifiedBenchmark, settings: dict, benchmark: Benchmark | None, max_drop: float, onto: Path | None, half: bool, source: dict) -> tuple[Any, dict]:
-    "Search, train, judge: the edit to be saved, and what came of it."
+    "Search, train, judge; return the edit to be saved, and what came of it."
     search, tries = "auto" in (settings["blocks"], settings["radius"]), []
     earlier = [] if onto is None else [fact for layer in lazy.stack.list_layers(_read_record(onto)) for fact in lazy.stack.recall_edits(layer).modified_facts]
     guard = None if benchmark is None else _make_guard(masked_lm, benchmark, modified, max_drop, search, earlier)
@@ -379,7 +379,7 @@ _MEASURES = {  # as a command says it -> as `EditAccuracy` has it
 
 
 def _match_facts(record: dict, benchmark: Benchmark) -> dict[Fact, Fact]:
-    "The facts of a benchmark that an edit changed, with their new objects."
+    "Find the facts of a benchmark that an edit changed, with their new objects."
     spell = partial(unicodedata.normalize, "NFC")  # as `read_edits` does
     edited = {tuple(spell(line[key]) for key in ("id", "subject", "relation", "object")): line["new_object"] for line in record["evidence"]}
     found = {fact: edited.get(tuple(map(spell, (fact.id, fact.subject, fact.relation, fact.object)))) for fact in benchmark.facts}
@@ -387,7 +387,7 @@ def _match_facts(record: dict, benchmark: Benchmark) -> dict[Fact, Fact]:
 
 
 def _score_benchmark(models: Mapping[str, MaskedLM], record: dict | None, benchmark: Benchmark) -> dict:
-    "Accuracy on a benchmark's test questions, before and after an edit."
+    "Measure the accuracy on a benchmark's test questions, before and after an edit."
     changed = {} if record is None else _match_facts(record, benchmark)
     if record is not None and not changed:
         say("none of the edit's facts is in this dataset")

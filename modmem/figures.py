@@ -37,9 +37,9 @@ MEANS = {"estimator": "median", "errorbar": ("pi", 100)}  # of `spread_means`
 
 def spread_means(
     table: pd.DataFrame,  # with columns of means, and `_se` or `_sd` of each that has errors
-    lines: Mapping[str, str],  # which: column -> name
+    lines: Mapping[str, str],  # the columns to draw -> their names
 ) -> pd.DataFrame:  # the table three times for each column, with `line`, its name, and `value`
-    "Make three values of each mean, one error apart."
+    "Turn each mean into three values, one error apart."
     parts = []
     for column, name in lines.items():
         error = table.filter(regex=f"^{column}_s[ed]$").sum(axis=1)  # 0 for a single run
@@ -110,7 +110,7 @@ _SHAPES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", "-"), ("P", "
 
 
 def _draw_curve(axes: Axes, group: pd.DataFrame, color: object, marker: str, line: str) -> None:
-    "Draw one curve with its errors; dots grow with the radius, and a cross has none."
+    "Draw one curve with its errors; dots grow with the radius, and a cross is an edit without a constraint."
     points = group[[*_SIDES]].to_numpy(float)
     reach = [group.filter(regex=f"^{column}_s[ed]$").sum(axis=1) for column in _SIDES]
     drawn = axes.errorbar(*points.T, yerr=reach[1], xerr=reach[0], color=color, linestyle=line, elinewidth=0.6)

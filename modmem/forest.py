@@ -21,7 +21,7 @@ _LEFT, _RIGHT = -100, 105  # points, or percent
 
 
 def _place_claims(checked: pd.DataFrame) -> pd.DataFrame:
-    "Sort claims by section and give each a height, a line apart, with one for the heading."
+    "Sort claims by section and give each a height, a line apart, with a line for each heading."
     sections = list(dict.fromkeys(checked["section"]))
     placed = checked.sort_values("section", key=lambda column: column.map(sections.index), kind="stable").reset_index(drop=True)
     is_first = placed["section"] != placed["section"].shift()

@@ -25,7 +25,7 @@ _KEYS = ("subject", "relation", "object", "test")
 
 
 def read_guard(path: str | Path) -> Benchmark:  # with test questions alone
-    "Read a list of facts that shall stay; `DataError` names the file, the line and the field."
+    "Read a list of facts that should stay; `DataError` names the file, the line and the field."
     facts, questions = [], []
     for line, record in read_jsonl(path):
         for key in record.keys() - set(_KEYS):
@@ -43,19 +43,19 @@ def read_guard(path: str | Path) -> Benchmark:  # with test questions alone
 # %% ../nbs/6_commands/04_guard.ipynb #guard
 @dataclass(frozen=True)
 class Guard:
-    "Questions whose answers shall stay."
+    "Questions whose answers should stay."
     choosing: tuple[Evidence, ...]  # for a search; empty without one
     reporting: tuple[Evidence, ...]  # for the verdict
     max_drop: float = 1.0  # percentage points of accuracy
 
 
 def _half(fact: Fact) -> int:
-    "Which half a fact belongs to, 0 or 1."
+    "Tell which half a fact belongs to, 0 or 1."
     return hashlib.sha256(fact.id.encode()).digest()[0] % 2
 
 
 def _question(fact: Fact) -> tuple[str, ...]:
-    "Subject and relation, however they are spelt: in capitals or not, letters with accents in one part or two."
+    "Give subject and relation in one spelling, however they are spelt: in capitals or not, letters with accents in one part or two."
     return tuple(unicodedata.normalize("NFC", label).casefold() for label in (fact.subject, fact.relation))
 
 
@@ -63,10 +63,10 @@ def make_guard(
     questions: Sequence[Evidence],
     edits: ModifiedBenchmark,  # facts with the subject and relation of one of these are left out
     max_drop: float = 1.0,
-    search: bool = False,  # whether half of the questions shall choose
+    search: bool = False,  # whether half of the questions choose
     earlier: Iterable[Fact] = (),  # facts of edits before these, left out as well
 ) -> Guard:
-    "Make a guard of the questions that an edit should not touch."
+    "Make a guard of the questions that an edit should not touch; `ValueError` if none are left."
     edited = {*map(_question, edits.modified_facts), *map(_question, earlier)}
     kept = [one for one in questions if _question(one.fact) not in edited]
     halves = [tuple(one for one in kept if _half(one.fact) == half) for half in (0, 1)] if search else [(), tuple(kept)]
@@ -95,7 +95,7 @@ class Try:
     radius: float
     taught: float  # percent of the phrasings that were held out
     kept: float  # percent of the choosing half
-    change: float  # as the norm has it
+    change: float  # measured by the norm
 
     def rank(self, least: float) -> tuple:
         "Sort by this; `least` is what has to be kept."

@@ -54,13 +54,13 @@ _LONGEST = 1000  # characters of a line that people read
 
 
 def require(fulfilled: bool, otherwise: str) -> None:
-    "Refuse options that do not go together."
+    "Raise `UsageError` with this message unless a condition is fulfilled."
     if not fulfilled:
         raise UsageError(otherwise)
 
 
 def say(message: str) -> None:
-    "Tell people something: one line, without the middle of a document that it may quote."
+    "Tell people something: one line, without the middle if it is very long."
     line = " ".join(message.splitlines())
     typer.echo(f"modmem: {line if len(line) <= _LONGEST else f'{line[: _LONGEST - 200]} ... {line[-200:]}'}", err=True)
 
@@ -117,7 +117,7 @@ def stoppable() -> Iterator[None]:
 def run(
     arguments: Sequence[str],  # without the program's name
 ) -> int:  # exit code
-    "Run `modmem` with the commands that there are so far."
+    "Run `modmem` with the commands that have been defined so far."
     with warnings.catch_warnings(), _told():
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         try:
@@ -146,7 +146,7 @@ def run(
 
 # %% ../nbs/6_commands/07_options.ipynb #parsers
 def parse_number(text: str) -> float:
-    "Parse a number above zero; `inf` is one."
+    "Parse a number above zero, `inf` included."
     with contextlib.suppress(ValueError):
         if (value := float(text)) > 0:
             return value
@@ -166,7 +166,7 @@ def _device(text: str) -> str:
 
 # %% ../nbs/6_commands/07_options.ipynb #option
 class Option:
-    "What an option means that several commands have."
+    "The options that several commands have."
 
     Model = Annotated[str, typer.Argument(metavar="MODEL", help="'synthetic', a folder, or a hub id.")]
     Trex = Annotated[Path | None, typer.Option("--trex", metavar="DIR", help="T-REx: LAMA's data folder.")]

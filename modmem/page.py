@@ -62,7 +62,7 @@ def _describe_absent(name: str) -> str:
 
 
 def _read_records(folder: Path) -> dict[str, dict]:
-    "Read where the artefacts of a folder come from; any other JSON or markdown there is somebody else's."
+    "Read where the artefacts of a folder come from; any other JSON there is somebody else's."
     records = {}
     for path in sorted(folder.glob("*.json")):
         with contextlib.suppress(ValueError):

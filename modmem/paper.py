@@ -41,7 +41,7 @@ _PLACES = yaml.safe_load((Path(modmem.__file__).parent / "data" / "places.yaml")
 
 # %% ../nbs/5_experiments/10_paper.ipynb #parts
 def _take(names: Sequence[str], *sources: Mapping[str, Any]) -> dict[str, Any]:
-    "The named settings, each from the last source that has it."
+    "Take the named settings, each from the last source that has it."
     merged = {name: value for source in sources for name, value in source.items()}
     return {name: merged[name] for name in names if name in merged}
 
@@ -69,7 +69,7 @@ class Paper:
         self.data = Data(style=_STYLES[style], **_take(("benchmark", "num_subjects"), everything))
 
     def vary(self, given: Mapping[str, Any]) -> Paper:
-        "The same page with some parameters changed; ValueError if it has none of that name."
+        "Copy the page with some parameters changed; ValueError if it has none of that name."
         if unknown := given.keys() - self.parameters.keys():
             raise ValueError(f"{self.name} has no parameter {sorted(unknown)[0]!r}")
         changed = {**self.parameters, **given, "places": self.at, "folders": self.folders}
@@ -77,7 +77,7 @@ class Paper:
 
     @property
     def places(self) -> Places:
-        "Where models and data are, and what computes."
+        "Say where models and data are, and what computes."
         cache, trex, zsre = Path(self.at["store"]) / "cache", self.at["trex"] or None, self.at["zsre"] or None
         return Places(cache, trex, zsre, self.folders, self.at["device"], self.at["threads"])
 
@@ -101,7 +101,7 @@ class Paper:
         return Start(model, kind, self.data, FinetuningConfig(rate, batch_size, steps=steps, pool=16, max_gradient_norm=1.0))
 
     def fae_start(self, seed: int, **given) -> FaeStart:
-        "Say from where, of FaE: `model`, `fae`, its recipe where that is not as usual, and which of the `trainings`, in turn over the runs."
+        "Say from where, for FaE: `model`; `fae`, its recipe where that is not as usual; and one of the `trainings`, taken in turn by seed."
         model, settings = _take(("model",), self.parameters, given)["model"], dict(self.parameters.get("fae", {}))
         check_whole("trainings", self.parameters["trainings"])
         shape = FaeConfig(**settings.pop("shape", {}))
@@ -109,7 +109,7 @@ class Paper:
         return FaeStart(model, self.data, FaeRecipe(shape=shape, finetuning=training, **settings))
 
     def edit(self, blocks: int | str, seed: int, radius: float = math.inf, **given) -> ModificationConfig:
-        "Say how: FTM or FTA, of all blocks or of one, also as text; `given`: `norm` and settings of the training, of which `steps` takes the place of epochs and least steps."
+        "Say how: FTM or FTA, of all blocks or of one, also as text; `given`: `norm` and settings of the training, where `steps` replaces `epochs` and `min_steps`."
         length = ("steps",) if "steps" in given else ("epochs", "min_steps")
         settings = _take(("norm", "learning_rate", "batch_size", "unmodified_per_modified", *length), self.parameters, given)
         blocks = int(blocks) if str(blocks).isdigit() else blocks  # a key of a dictionary is text
@@ -127,7 +127,7 @@ class Paper:
         return run_sweep(runs, store, self.places, known, self.at["jobs"], self.at["engine"], scheduler, retries=self.at["retries"])
 
     def save(self, rows: pd.DataFrame, summary: pd.DataFrame, shown: pd.DataFrame, caption: str, cuts: Sequence[str], figure: Figure | None = None, name: str | None = None) -> str:
-        "Save a table or a figure with its numbers and where they come from; the file's name."
+        "Save a table or a figure with its numbers and where they come from; return the file's name."
         seeds = self.parameters.get("seeds", self.parameters.get("heldout_seeds", ()))
         devices = ", ".join(sorted(set(rows.get("device", ())))) or self.at["device"]
         origin = describe_run(self.parameters, seeds, devices, rows["seconds"].sum(min_count=min(1, len(rows))), cuts)
@@ -167,7 +167,7 @@ def list_failed(
     return rows.loc[rows["status"] == "failed", [*apart, "error"]]
 
 # %% ../nbs/5_experiments/10_paper.ipynb #list-edges
-_SAID = {"num_modified": "|M| = {}", "blocks": "blocks {}", "evidences": "{} evidences or more"}  # of settings that need words
+_SAID = {"num_modified": "|M| = {}", "blocks": "blocks {}", "evidences": "{} evidences or more"}  # for settings whose value alone says too little
 
 
 def _list_edges(chosen: pd.DataFrame) -> list[str]:
@@ -216,7 +216,7 @@ def split_by_evidences(
     summary: pd.DataFrame,  # with `evidences`: what each modified fact has at least
     show: Callable[[pd.DataFrame], pd.DataFrame],  # from the lines of one choice of facts to texts
 ) -> dict[str, pd.DataFrame]:  # for `save_table`
-    "Show a table for each choice of facts, by heading; any facts need none."
+    "Show a table for each choice of facts, by heading; the table of any facts has none."
     tables = summary.groupby("evidences", sort=False)
     return {f"Facts with at least {least} evidences" if least else "": show(lines.drop(columns="evidences")) for least, lines in tables}
 
@@ -225,7 +225,7 @@ def save_own_rates(
     paper: Paper,
     name: str,  # of the table
     rows: pd.DataFrame, within: pd.DataFrame, by: Sequence[str],  # as for `gain_over_own_rate`
-    expected: pd.DataFrame,  # settings of the groups that shall be there, in order
+    expected: pd.DataFrame,  # settings of the groups that should be there, in order
     **cuts,  # for `list_cuts`
 ) -> str:  # the file's name
     "Save the table of no constraint at the learning rate that held-out facts choose for it, beside a ball."

@@ -51,7 +51,7 @@ def compute_rows(
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #write-rows
 def _write_rows(path: Path, table: pd.DataFrame) -> None:
-    "Write rows to a csv; what it has of other rows is kept, and a finished row where the new one failed."
+    "Write rows to a csv; other rows that it has are kept, and so is a finished row if the new one failed."
     if path.exists():
         table = pd.concat([table, load_results(rows=path)])
     with write_atomically(path) as temporary:
@@ -82,7 +82,7 @@ def _files(artefact: Artefact) -> list[Path]:
 
 
 def _is_current(artefact: Artefact, copy: Path, fingerprint: str) -> bool:
-    "Whether an artefact's files are those that its executed copy has written, from what it would be made of now."
+    "Tell whether an artefact's files are those that its executed copy wrote, from what it would be made of now."
     if artefact.options.get("trex") or artefact.options.get("zsre") or not copy.is_file():
         return False
     try:
@@ -136,7 +136,7 @@ class ForkedKernel(LocalProvisioner):
     "Starts kernels as forks of one process that has imported the package; Jupyter finds it by its entry point."
 
     async def launch_kernel(self, cmd: list[str], *, env: Mapping[str, str], cwd: str | None = None, **_) -> dict:
-        "Start a kernel with the arguments that the command has for it, in a folder and an environment; how to reach it."
+        "Start a kernel with the arguments that the command has for it, in a folder and an environment; return how to reach it."
         _CONTEXT.set_forkserver_preload(["modmem.reproduce", "modmem.paper"])
         self.process = _KernelProcess(cmd[cmd.index("ipykernel_launcher") + 1 :], cwd or os.getcwd(), env)
         self.process.start()
@@ -146,7 +146,7 @@ class ForkedKernel(LocalProvisioner):
 # %% ../nbs/6_commands/03_reproduce.ipynb #kernel
 @contextlib.contextmanager
 def _kernel_of_this_python() -> Iterator[str]:
-    "Register this interpreter as a kernel, for the time being; its name."
+    "Register this interpreter as a kernel for the time of the body; yield its name."
     before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory() as folder:
         forked = {"metadata": {"kernel_provisioner": {"provisioner_name": "modmem-fork"}}} if sys.platform == "linux" else None
@@ -160,7 +160,7 @@ def _kernel_of_this_python() -> Iterator[str]:
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #run-notebook
 def _run_notebook(artefact: Artefact, copy: Path, kernel: str, fingerprint: str) -> float:
-    "Run a notebook, and note in the executed copy what it was made from; the seconds it took."
+    "Run a notebook, and note in the executed copy what it was made from; return the seconds it took."
     began = time.perf_counter()
     stamps = {path: path.stat().st_mtime_ns for path in _files(artefact)}
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def _run_notebook(artefact: Artefact, copy: Path, kernel: str, fingerprint: str)
 
 # %% ../nbs/6_commands/03_reproduce.ipynb #run-notebooks
 def _run_notebooks(artefacts: Sequence[Artefact], table: pd.DataFrame, jobs: int, copies: Path) -> dict[str, float | Exception]:
-    "Run the notebooks whose artefacts are not as they were: the seconds of each, or the error."
+    "Run the notebooks whose artefacts are not as they were; return the seconds of each, or the error."
     prints = {artefact.name: _fingerprint(artefact, table) for artefact in artefacts}
     stale = [artefact for artefact in artefacts if not _is_current(artefact, copies / f"{artefact.name}.ipynb", prints[artefact.name])]
 
@@ -203,7 +203,7 @@ class _Outcome:
 
 
 def _tidy_up(output: Path, known: Path) -> None:
-    "Remove what a kill has left of our files, an hour ago or earlier; refuse a rows.csv that is none before the work."
+    "Remove what a kill has left of our files, an hour ago or earlier; refuse, before the work, a rows.csv that is none."
     names = "|".join(["rows", "report", *TITLES, *list_artefacts()])
     ours = re.compile(rf"\.({names})(_\w+)?(\.\w+)\.[a-z0-9_]{{8}}\3")  # as `write_atomically` names them
     for path in output.glob(".*"):

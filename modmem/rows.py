@@ -25,7 +25,7 @@ def write_row(
     store: Path,  # folder
     row: dict,  # plain data, with its `key`
 ) -> None:
-    "Keep a row."
+    "Write a row to a store."
     plain = {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
     with write_atomically(store / f"{row['key']}.json") as temporary:
         temporary.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -34,8 +34,8 @@ def write_row(
 def read_row(
     store: Path,  # folder
     key: str,  # of the run
-) -> dict | None:  # None if it is not there, or was cut and has to be computed again
-    "Read a row of a store."
+) -> dict | None:  # None if it is not there, or is not whole and has to be computed again
+    "Read a row of a store; `DataError` if the file holds something else."
     path = store / f"{key}.json"
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def read_row(
     return {name: float(value) if value in _NOT_FINITE else value for name, value in row.items()}
 
 # %% ../nbs/5_experiments/03_rows.ipynb #tidy
-COSTS = ("seconds", "peak_gb")  # of a row: what no two computations have in common
+COSTS = ("seconds", "peak_gb")  # of a row: they differ each time it is computed
 
 
 def _is_text(name: str) -> bool:
@@ -58,7 +58,7 @@ def _is_text(name: str) -> bool:
 
 
 def _order(names: Sequence[str]) -> list[str]:
-    "Columns in their order: key, settings, what was measured, where it comes from."
+    "Put columns in order: key, settings, what was measured, where it comes from and what it cost."
     settings = list(list_columns())
     last = {name for name in names if _is_text(name) and name not in settings and name != "key"} | {*COSTS}
     middle = sorted(set(names) - set(settings) - last - {"key"})
@@ -83,7 +83,7 @@ def read_csv(
     expected: str = "a csv",  # what the error says
     **options,  # of pandas' `read_csv`
 ) -> pd.DataFrame:  # texts
-    "Read a csv of a folder of results; `DataError` if it is none."
+    "Read a csv of a folder of results; `DataError` if the file is no csv."
     try:
         return pd.read_csv(path, dtype=str, **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
@@ -91,7 +91,7 @@ def read_csv(
 
 
 def _refuse_text(table: pd.DataFrame, path: str | Path) -> None:
-    "Refuse text where a number belongs, by line and column."
+    "Raise `DataError` for text where a number belongs, with line and column."
     for name in (name for name in table if not _is_text(name)):
         numbers = pd.to_numeric(table[name].replace({"False": 0, "True": 1}), errors="coerce")
         for line in table.index[numbers.isna() & table[name].notna()]:
@@ -103,7 +103,7 @@ def load_results(
     rows: str | Path | None = None,  # csv with rows, saved from such a table
     keys: Iterable[str] | None = None,  # of the rows to load; None: all
 ) -> pd.DataFrame:  # a row a run, by key
-    "Load the rows of a store, of a csv, or of both; a finished row goes before a failed one."
+    "Load the rows of a store, of a csv, or of both; a finished row takes precedence over a failed one."
     tables, wanted = [], None if keys is None else set(keys)
     if rows is not None:
         expected = "rows of a sweep, a csv with columns 'key' and 'status'"

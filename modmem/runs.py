@@ -77,7 +77,7 @@ class Sample:
 # %% ../nbs/5_experiments/02_runs.ipynb #draw
 @lru_cache(maxsize=2)
 def _find_supported(benchmark: Benchmark, least: int) -> frozenset[str]:
-    "The facts with at least so many distinct training sentences, by id."
+    "Find the facts with at least `least` distinct training sentences, by id."
     counts = Counter(fact_id for fact_id, _ in {(sentence.fact.id, sentence.text) for sentence in benchmark.train})
     return frozenset(fact_id for fact_id, count in counts.items() if count >= least)
 
@@ -99,12 +99,12 @@ def _draw(sample: Sample, model: str, places: Places) -> ModifiedBenchmark:
 # %% ../nbs/5_experiments/02_runs.ipynb #uniform
 @dataclass(frozen=True)
 class UniformConfig:
-    "Settings of an edit's steps on uniform samples of F'."
+    "Settings of an edit whose steps are taken on uniform samples of F'."
     modification: ModificationConfig
 
 
 def _train_uniformly(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: UniformConfig) -> tuple[MaskedLM, Mapping]:
-    "As many steps as the edit, on all evidence alike."
+    "Train for as many steps as the edit would take, on uniform samples of all evidence."
     edit = config.modification
     training = replace(edit.finetuning, steps=edit.finetuning.count_steps(len(modified.modified_train)), epochs=None, min_steps=None)
     names, optimizer = list(select_parameters(masked_lm, edit.blocks, edit.part)), partial(ProjectedAdam, ball=make_ball(edit.norm, edit.radius))
@@ -118,13 +118,13 @@ class RetrainConfig:
 
 
 def _retrain(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: RetrainConfig, **options) -> tuple[MaskedLM, Mapping]:
-    "FT on F'."
+    "Fine-tune on F'."
     edited, losses = finetune(masked_lm, modified.modified_train + modified.unmodified_train, config.finetuning, **options)
     return edited, {"steps": len(losses), "final_loss": losses[-1]}
 
 # %% ../nbs/5_experiments/02_runs.ipynb #methods
 def _edit(masked_lm: MaskedLM, modified: ModifiedBenchmark, config: Any) -> tuple[MaskedLM, Mapping]:
-    "An edit by any method, and what became of the old objects."
+    "Edit by any method, and describe what became of the old objects."
     edit = (edit_in_sequence if isinstance(config, SequenceConfig) else edit_facts)(masked_lm, modified, config)
     edited = edit.apply_to_copy(masked_lm)
     return edited, {**edit.record["outcome"], **describe_edit(masked_lm, edited, list(edit.bits), modified)}
@@ -142,7 +142,7 @@ METHOD_VERSION = 1  # raised when a change of ours makes other rows from the sam
 
 # %% ../nbs/5_experiments/02_runs.ipynb #flatten
 def _flatten(settings: Any, usual: Mapping[str, Any] = {}) -> Iterator[tuple[str, Any]]:
-    "The settings of a dataclass and of those inside it, as columns: name, value; without those that are None or as usual."
+    "List the settings of a dataclass and of those inside it as columns: name, value; without those that are None or as usual."
     for setting in fields(settings):
         name, value = setting.metadata.get("column", setting.name), getattr(settings, setting.name)
         if is_dataclass(value) and name is not None:
@@ -154,7 +154,7 @@ def _flatten(settings: Any, usual: Mapping[str, Any] = {}) -> Iterator[tuple[str
 
 @lru_cache(maxsize=None)  # asked for every column of every table
 def _columns_of(kind: type) -> tuple[tuple[str, str], ...]:
-    "The columns that a settings class can have: name, type as text."
+    "List the columns that a settings class can have: name, type as text."
     hints, columns = typing.get_type_hints(kind), []
     for setting in fields(kind):
         if (name := setting.metadata.get("column", setting.name)) is None:
@@ -185,7 +185,7 @@ class Run:
 
     @property
     def settings(self) -> dict:
-        "The settings as columns of a row."
+        "Write the settings as columns of a row."
         method = {"method": METHODS[type(self.method)].name, **dict(_flatten(self.method))}
         columns = {**dict(_flatten(self.sample)), **dict(_flatten(self.start)), **method}
         columns |= {name: " ".join(map(str, value)) for name, value in columns.items() if isinstance(value, tuple) and name != "blocks"}
@@ -193,7 +193,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        "The hash of all that decides the row."
+        "Hash all that decides the row."
         method = {"name": METHODS[type(self.method)].name, **asdict(self.method)}
         return hash_settings({"sample": asdict(self.sample), "start": self.start.settings, "method": method, "version": METHOD_VERSION})
 
@@ -205,20 +205,20 @@ def list_columns() -> dict[str, str]:  # name -> type as text, such as "int | No
 
 # %% ../nbs/5_experiments/02_runs.ipynb #answers
 def _answers(model: MaskedLM | FactsAsExperts, evidence: list[Evidence]) -> list[bool]:
-    "Which questions a model answers."
+    "Tell which questions a model answers."
     return answer_questions(model, evidence)["correct"].tolist() if isinstance(model, FactsAsExperts) else model.answers(evidence)
 
 
 @lru_cache(maxsize=2)
 def _answered_before(start: Start | FaeStart, data: Data, places: Places) -> dict[tuple[str, str], bool]:
-    "Which test questions the start answers, by fact and text."
+    "Tell which test questions the start answers, by fact and text."
     benchmark, _ = load_benchmark(data, start.model, places)
     right = _answers(find_model(start, places)[0], benchmark.test)
     return {(question.fact.id, question.text): answer for question, answer in zip(benchmark.test, right)}
 
 
 def _split_unmodified(accuracy: EditAccuracy) -> dict[str, float]:
-    "A_F\\S on the facts held out for choosing settings, and on the others."
+    "Measure A_F\\S on the facts held out for choosing settings, and on the others."
     unmodified = accuracy.per_fact[~accuracy.per_fact["modified"]]
     heldout = unmodified["fact_id"].map(is_heldout)
     parts = {"heldout": unmodified[heldout], "reported": unmodified[~heldout]}
@@ -226,21 +226,21 @@ def _split_unmodified(accuracy: EditAccuracy) -> dict[str, float]:
 
 
 def _measure_lost(accuracy: EditAccuracy, before: list[bool]) -> dict[str, float]:
-    "What share of the unmodified questions answered before is answered no more; and of those that a relation's commonest object does not answer."
+    "Measure what share of the unmodified questions answered before is answered no more; and of those that a relation's commonest object does not answer."
     unmodified = accuracy.per_fact[~accuracy.per_fact["modified"]]
     known, guessed = np.array(before, dtype=bool), is_commonest(unmodified["relation"].tolist(), unmodified["expected"].tolist())
     parts = {"lost": known, "lost_uncommon": known & ~guessed}
     return {name: 100 * float((~unmodified["correct"][which].astype(bool)).mean()) for name, which in parts.items()}
 
 # %% ../nbs/5_experiments/02_runs.ipynb #compute-row
-_REPORTED = ("unmodified_accuracy", "unmodified_accuracy_by_fact", "unmodified_accuracy_reported", "average_accuracy")  # of all facts, or of those that choose nothing
+_REPORTED = ("unmodified_accuracy", "unmodified_accuracy_by_fact", "unmodified_accuracy_reported", "average_accuracy")  # left out of a held-out row: they need the other facts too
 
 
 def compute_row(
     run: Run,
     places: Places,
 ) -> dict:  # plain data
-    "Modify the facts of a run and measure what that did."
+    "Modify the facts of a run and measure the effect."
     model, hashes = find_model(run.start, places)
     modified, method = _draw(run.sample, run.start.model, places), METHODS[type(run.method)]
     knew = _answers(model, modified.modified_test)

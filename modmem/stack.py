@@ -80,7 +80,7 @@ def halve_edit(
 
 # %% ../nbs/6_commands/06_stack.ipynb #list-layers
 def list_layers(record: Mapping) -> list[dict]:  # each with config, evidence and outcome
-    "List the edits that an edit's record tells of, the first one first."
+    "List the edits in the record of an edit or stack, the first one first."
     parts = ("config", "evidence", "outcome", "source", "constraint", "penalty")
     return record.get("layers") or [{name: record[name] for name in parts if name in record}]
 
@@ -135,7 +135,7 @@ def find_conflict(layers: Sequence[Mapping], edits: ModifiedBenchmark) -> tuple[
 
 # %% ../nbs/6_commands/06_stack.ipynb #recall-edits
 def recall_edits(layer: Mapping) -> ModifiedBenchmark:  # without test phrasings, which an edit does not keep
-    "The edits of a layer, with the evidence that it was trained on."
+    "Rebuild the edits of a layer, with the evidence that it was trained on."
     olds = {line["id"]: Fact(line["id"], line["subject"], line["relation"], line["object"]) for line in layer["evidence"]}
     news = {line["id"]: replace(olds[line["id"]], object=line["new_object"]) for line in layer["evidence"]}
     train = tuple(Evidence(news[line["id"]], line["text"]) for line in layer["evidence"])

@@ -20,7 +20,7 @@ from .trials import select_radius
 def _estimate(
     values: Sequence[float],  # one a seed
     groups: Sequence | None = None,  # the checkpoint that each seed edits; None: one for all
-) -> tuple[float, float, int]:  # mean, its standard error, degrees of freedom; no error where the values have no spread
+) -> tuple[float, float, int]:  # mean, its standard error, degrees of freedom; the error is NaN where the values have no spread
     "Estimate a mean from what varies within each checkpoint."
     values, groups = np.asarray(values, dtype=float), np.zeros(len(values)) if groups is None else np.asarray(groups)
     freedom = max(0, len(values) - len(np.unique(groups)))
@@ -30,7 +30,7 @@ def _estimate(
 
 
 def _is_unchanged(values: Sequence[float]) -> bool:
-    "Whether all of several runs changed nothing, up to rounding."
+    "Tell whether all of several runs changed nothing, up to rounding."
     return len(values) > 1 and np.abs(values).max() < 1e-9
 
 
@@ -132,7 +132,7 @@ def read_off(
 
 # %% ../nbs/5_experiments/07_statistics.ipynb #measure-gain
 def measure_gain(
-    rows: pd.DataFrame,  # one a run: of each group some radii, on reported and on held-out facts, and no constraint on reported ones
+    rows: pd.DataFrame,  # one a run: in each group several radii, on reported and on held-out facts, and no constraint on reported facts
     by: Sequence[str],  # the settings that tell groups apart
 ) -> pd.DataFrame:  # reported rows within the chosen radius; those without a constraint in columns with `_free`; `gain` and `matched` in points
     "Measure what a ball gains over no constraint, seed by seed."

@@ -18,7 +18,7 @@ from .runs import METHODS, Run
 
 # %% ../nbs/5_experiments/11_status.ipynb #held
 def _is_held(lock: Path) -> bool:
-    "Whether a process holds a lock."
+    "Tell whether a process holds a lock."
     if not lock.exists():
         return False
     with exclusively(lock, wait=False) as ours:
@@ -26,7 +26,7 @@ def _is_held(lock: Path) -> bool:
 
 
 def _guess_seconds(runs: Mapping[str, Run], finished: pd.DataFrame) -> float:
-    "How long runs will take together, if they take as long as the finished ones of their model and method did; NaN if none is."
+    "Estimate how long runs take together, if each takes as long as finished ones of its model and method; NaN if none is finished."
     if finished.empty or finished["seconds"].isna().all():
         return math.nan
     usual = finished.groupby(["model", "method"])["seconds"].mean().dropna()
@@ -35,7 +35,7 @@ def _guess_seconds(runs: Mapping[str, Run], finished: pd.DataFrame) -> float:
 
 # %% ../nbs/5_experiments/11_status.ipynb #find-status
 def find_status(
-    runs: Mapping[str, Run],  # key -> run: what the sweep shall compute
+    runs: Mapping[str, Run],  # key -> run: what the sweep is to compute
     store: Path,  # its folder
     rows: Path | None = None,  # csv with rows that need not be computed
 ) -> dict:  # plain data: rows, done, failed, running, left, seconds_to_go, starts_in_the_making, first_error

@@ -43,7 +43,7 @@ def shard(
     index: int,  # which part, from 0
     count: int,  # into how many parts
 ) -> list[Run]:
-    "Pick one of `count` parts of the runs; together they are all of them, each once."
+    "Pick one of `count` parts of the runs; together the parts hold each run once."
     if not 0 <= index < count:
         raise ValueError(f"a shard must be one of 0 to {count - 1} of {count}, not {index!r}")
     return list(runs)[index::count]
@@ -66,7 +66,7 @@ def _versions(places: Places) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _alone(threads: int) -> Iterator[None]:
-    "Compute with so many torch threads, one thing at a time in a process."
+    "Compute with a given number of torch threads, one row or start at a time in a process."
     before = torch.get_num_threads()
     with _ONE_AT_A_TIME:
         torch.set_num_threads(threads)
@@ -77,7 +77,7 @@ def _alone(threads: int) -> Iterator[None]:
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #costs
 def _forget_peak(device: str) -> None:
-    "Set the mark of the most memory back."
+    "Reset the peak of memory, where the system can."
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ def _forget_peak(device: str) -> None:
 
 
 def _read_peak(device: str) -> float:
-    "The most memory since then, in GiB; NaN where the system does not tell."
+    "Read the peak of memory since then, in GiB; NaN where the system does not tell."
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     with contextlib.suppress(OSError):
@@ -100,7 +100,7 @@ class _TooLong(BaseException):
 
 @contextlib.contextmanager
 def _at_most(seconds: float | None) -> Iterator[None]:
-    "Raise `TimeoutError` in what takes longer."
+    "Raise `TimeoutError` if the body takes longer."
     turn, thread = threading.Lock(), ctypes.c_ulong(threading.get_ident())
 
     def interrupt() -> None:
@@ -122,7 +122,7 @@ def _at_most(seconds: float | None) -> Iterator[None]:
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #attempt
 def _settle(run: Run, places: Places, row_timeout: float | None) -> dict:
-    "Compute a row, or say why that failed."
+    "Compute a row, or record why that failed."
     began, row, status = time.perf_counter(), run.settings, {"status": "done", "error": ""}
     _forget_peak(places.device)
     try:
@@ -137,7 +137,7 @@ def _settle(run: Run, places: Places, row_timeout: float | None) -> dict:
 
 
 def _attempt(run: Run, store: Path, places: Places, wait: bool, row_timeout: float | None = None) -> str:
-    "Compute a row unless it is there by now, and write it; its status, or 'busy' if another process is at it."
+    "Compute a row unless it is there by now, and write it; return its status, or 'busy' if another process computes it."
     with exclusively(store / "locks" / run.key, wait) as ours:
         if not ours:
             return "busy"
@@ -149,7 +149,7 @@ def _attempt(run: Run, store: Path, places: Places, wait: bool, row_timeout: flo
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #local-engine
 def _in_processes(task: Callable, items: Iterable, jobs: int) -> Iterator[tuple]:
-    "Items with their results, as they get ready; the items are fetched as processes get free."
+    "Yield items with their results, as they get ready; items are fetched as processes get free."
 
     def with_item(item: Any) -> tuple:
         process_executor._MAX_MEMORY_LEAK_SIZE = math.inf  # data and models are kept for the next row: no leak to end a worker for
@@ -202,7 +202,7 @@ _ENGINES = {"local": _locally, "dask": _on_dask}
 
 # %% ../nbs/5_experiments/04_sweep.ipynb #check-data
 def _check_data(rows: pd.DataFrame, store: Path) -> pd.DataFrame:
-    "Hand rows on, but none of a dataset whose files were not the same for all of them."
+    "Return the rows; `DataError` if those of one dataset were computed from different files."
     read = rows[rows["benchmark"].isin(["trex", "zsre"]) & (rows["status"] == "done")] if "data_hash" in rows else rows[:0]
     which = [name for name in ("benchmark", "model", "relations", "max_evidences") if name in read]
     for (name, *_), some in read.groupby(which, dropna=False) if len(read) else []:
@@ -219,7 +219,7 @@ def _make_start(start: Start | FaeStart, places: Places) -> None:
 
 
 def _bury(run: Run, store: Path, places: Places) -> str:
-    "Record a row whose process died, unless it was finished before; its status."
+    "Record a row whose process died as failed, unless it was finished before; return its status."
     row = read_row(store, run.key)
     if row is None or row["status"] != "done":
         row = {"key": run.key, **run.settings, "status": "failed", "error": "the process that computed it died", "warning": "", **_versions(places)}
@@ -228,7 +228,7 @@ def _bury(run: Run, store: Path, places: Places) -> str:
 
 
 def _try_all(missing: list[Run], execute: Callable, bury: Callable, bar: _Progress, retries: int) -> None:
-    "Try all runs; those that another process is at, or that failed and may be tried again, once more when the others are through."
+    "Try all runs; those that another process computes, or that failed and may be tried again, once more when the others are through."
     failures, wait = dict.fromkeys(missing, 0), False
     while missing:
         left, missing = missing, []
@@ -253,7 +253,7 @@ def run_sweep(
     retries: int | None = 0,  # how often a row that fails is tried again; None: one that failed before is not even tried
     row_timeout: float | None = None,  # seconds after which a row is given up
 ) -> pd.DataFrame:  # the rows of these runs, in their order
-    "Compute the rows that are missing and return all of them; call it again to go on after a kill."
+    "Compute the rows that are missing and return all of them; after an interruption, call it again to go on."
     check_choice("engine", engine, _ENGINES)
     check_whole("jobs", jobs)
     runs, store = {run.key: run for run in runs}, Path(store).absolute()

@@ -36,7 +36,7 @@ def _keys(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
 
 # %% ../nbs/5_experiments/05_tables.ipynb #sort
 def _sort(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    "Sort by settings and seed, whatever order the rows were finished in; give accuracies, none, to rows that all failed."
+    "Sort by settings and seed, whatever order the rows were finished in; rows that all failed get empty accuracies."
     if rows.empty or ("status" in rows and not (rows["status"] == "done").any()):
         rows = rows.reindex(columns=list(dict.fromkeys([*rows, *by, *columns])))
     keys = [*by, *rows.columns.intersection(["seed"])]
@@ -44,7 +44,7 @@ def _sort(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.D
 
 # %% ../nbs/5_experiments/05_tables.ipynb #complete
 def _complete(summary: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
-    "Put the groups in the order expected, with 0 runs where there is none; refuse others."
+    "Put the groups in the order expected, with 0 runs where there is none; `ValueError` for others."
     settings = list(expected)
     summary, expected = (frame.assign(_key=_keys(frame, settings)) for frame in (summary, expected))
     others = set(summary["_key"]) - set(expected["_key"])
@@ -62,12 +62,12 @@ _ERRORS = {"se": "standard error", "sd": "standard deviation"}
 def summarize(
     rows: pd.DataFrame,  # one a run, in any order; a row without an accuracy (failed, not run) does not count
     by: Sequence[str],  # the settings that tell groups apart
-    expected: pd.DataFrame | None = None,  # settings that shall be there, in order: some of the columns `by`
+    expected: pd.DataFrame | None = None,  # settings that should be there, in order: some of the columns `by`
     columns: Sequence[str] = _ACCURACIES,  # what to average
     error: str = "se",  # "se": standard error of the mean; "sd": standard deviation of the runs
     also: Sequence[str] = (),  # what else to average; a run without it counts all the same
 ) -> pd.DataFrame:  # a row a group, as expected or else sorted: settings, runs, mean and error of each column
-    "Average the runs of each group; a single run has no error."
+    "Average the runs of each group; a single run has no error; `ValueError` if a seed stands twice in a group."
     check_choice("error", error, _ERRORS)
     by, columns, measured = list(by), list(columns), [*columns, *also]
     rows = _sort(rows, by, measured)
@@ -156,8 +156,8 @@ def compare_published(
 def put_heldout_beside(
     shown: pd.DataFrame,  # texts of `compare_published`, with a column `chosen on`
     on: Sequence[str],  # the settings that two lines have in common
-    beside: Sequence[str] = ("radius", "mean (%)"),  # what to put beside
-) -> pd.DataFrame:  # a line for each that was not chosen on held-out facts
+    beside: Sequence[str] = ("radius", "mean (%)"),  # columns of that choice to show
+) -> pd.DataFrame:  # without the lines that held-out facts chose
     "Put the radius that held-out facts choose, and the mean there, beside the choice on reported facts."
     on, is_heldout = [_head(name) for name in on], shown["chosen on"] == "held out"
     heldout = shown.loc[is_heldout, [*on, *beside]].rename(columns={name: f"{name}, held out" for name in beside})
@@ -223,7 +223,7 @@ def _mark_notes(table: pd.DataFrame, marks: Mapping[str, str]) -> pd.DataFrame:
 def write_table(
     shown: pd.DataFrame | Mapping[str, pd.DataFrame],  # texts; or several such, by heading
 ) -> str:  # markdown
-    "Write tables in markdown: numbers stand to the right, and a column `note` becomes footnotes."
+    "Write tables in markdown: numbers are aligned to the right, and a column `note` becomes footnotes."
     tables, parts = {"": shown} if isinstance(shown, pd.DataFrame) else shown, []
     notes = dict.fromkeys(note for table in tables.values() for note in table.get("note", ()) if note)
     marks = {note: f"[^{number}]" for number, note in enumerate(notes, start=1)}
@@ -250,7 +250,7 @@ def save_table(
     provenance: Mapping[str, object],  # of `describe_run`: NAME.json
     picture: str = "",  # markdown above the table
 ) -> Path:  # NAME.md
-    "Save a table as numbers, as text, and with where it came from."
+    "Save a table as numbers, as text, and with a record of where it came from."
     folder = Path(folder)
     cuts = "Cut from the paper's grid:\n\n" + "\n".join(f"- {cut}" for cut in provenance["cuts"]) if provenance["cuts"] else ""
     note = f"In parentheses: {note.removeprefix('± ')}." if (note := describe_errors(summary)).startswith("±") else note

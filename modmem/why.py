@@ -22,7 +22,7 @@ from .runs import list_columns
 
 # %% ../nbs/5_experiments/13_why.ipynb #find-lines
 def _words(name: str, cell: str) -> set[str]:
-    "The words of a cell; a number also as it is printed."
+    "List the words of a cell; a number also as it is printed."
     words = set(re.findall(r"[\w.+-]+", cell.lower()))
     try:
         number = float(cell)
@@ -44,7 +44,7 @@ def find_lines(
 
 # %% ../nbs/5_experiments/13_why.ipynb #find-rows
 def _write(value: Any) -> str:
-    "A setting as text, whether it was read or computed."
+    "Write a setting as text, whether it was read or computed."
     try:
         return "" if pd.isna(number := float(value)) else f"{number:.10g}"
     except (TypeError, ValueError):
@@ -54,7 +54,7 @@ def _write(value: Any) -> str:
 def find_rows(
     line: pd.Series,  # of an artefact, as text
     rows: pd.DataFrame,  # the artefact's
-) -> pd.DataFrame:  # those with the settings that the line names
+) -> pd.DataFrame:  # those that the line is the mean of, or else those with the settings that it names
     "Find the rows of a line."
     if "evidences" in line and "min_evidences" in rows:  # a table's name for it, with 0 where none are asked for
         rows = rows[rows["min_evidences"].fillna(0).map(_write) == _write(line["evidences"])]
@@ -72,7 +72,7 @@ def find_rows(
 def check_mean(
     line: pd.Series, rows: pd.DataFrame,
 ) -> bool:
-    "Whether the rows on reported facts have the mean accuracies of the line."
+    "Tell whether the rows on reported facts have the mean accuracies of the line."
     reported = rows[rows["facts"] != "heldout"] if "facts" in rows else rows
     names = [name for name in line.index if name.endswith("_accuracy") and name in rows and _write(line[name])]
     return bool(names) and all(math.isclose(reported[name].mean(), float(line[name]), rel_tol=1e-8) for name in names)
