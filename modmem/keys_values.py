@@ -116,7 +116,8 @@ def second_moment(
 
 def mask_words(
     evidence: Sequence[Evidence],
-    most: int,  # sentences, drawn if there are more
+    most: int,  # sentences
+    seed: int = 0,  # which, if there are more
 ) -> list[Evidence]:  # each hides one word that is not the object
     "Hide every other word of some sentences in turn."
     places = []
@@ -125,7 +126,7 @@ def mask_words(
         slot = sentence.text.index(MASK)
         inside = range(slot, slot + len(sentence.fact.object))
         places += [(sentence.fact, text, word) for word in re.finditer(r"\w+", text) if word.start() not in inside]
-    chosen = places if len(places) <= most else Random("words 0").sample(places, most)
+    chosen = places if len(places) <= most else Random(f"words {seed}").sample(places, most)
     return [Evidence(replace(fact, object=word[0]), text[: word.start()] + MASK + text[word.end() :]) for fact, text, word in chosen]
 
 # %% ../nbs/3_editors/03_keys_values.ipynb #value-config

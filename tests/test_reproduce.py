@@ -21,7 +21,7 @@ from forks import start_fork
 from mini_notebooks import PLACES, here, notebooks, run, start_command, whole, write_notebook  # noqa: F401
 from paper_notebooks import execute_here
 
-from modmem import artefacts, cli, reproduce
+from modmem import artefacts, cli, reproduce, sweep
 from modmem.artefacts import choose_artefacts, list_artefacts, list_runs
 from modmem.files import exclusively
 from modmem.rows import COSTS, load_results
@@ -243,13 +243,14 @@ def test_rows_that_fail_are_counted_and_the_first_error_is_told(run, monkeypatch
     assert (load_results(rows="figures/synthetic/rows.csv")["status"] == "failed").all()
 
 
-def test_a_row_that_fails_takes_no_finished_ones_place(run, without_kernel):
+def test_a_row_that_fails_takes_no_finished_ones_place(run, without_kernel, monkeypatch):
     assert run("table_3")[0] == 0
     before, files = results(), contents()
     shutil.copytree("_runs/paper/cache", "new/cache")
     Path("figures/synthetic/table_3.csv").write_text("by hand\n")
-    code, output, _ = run("table_3", "--store", "new", "--row-timeout", "0.001")
-    assert code == 0 and "0 rows; 4 failed, the first with TimeoutError" in output
+    monkeypatch.setattr(sweep, "compute_row", lambda run, places: 1 / 0)
+    code, output, _ = run("table_3", "--store", "new")
+    assert code == 0 and "0 rows; 4 failed, the first with ZeroDivisionError" in output
     pd.testing.assert_frame_equal(results(), before)
     assert contents()["table_3.csv"] == files["table_3.csv"]
 
