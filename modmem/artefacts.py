@@ -12,7 +12,6 @@ import contextlib
 import difflib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -101,14 +100,21 @@ def _check_value(value: Any, kind: type) -> Any:
         raise TypeError(f"expected {kind.__name__}, found {value!r}")
     return value
 
+# %% ../nbs/6_commands/00_artefacts.ipynb #read-value
+class _Words(ast.NodeTransformer):
+    "Put values in the place of words that Python has not, or spells in another way."
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant({"true": True, "false": False, "inf": math.inf}[node.id])
+
 
 def _read_value(text: str, kind: type) -> Any:
+    "Read a parameter's value as the command line has it; TypeError says what is wrong."
     try:
         if kind in (str, int, float):
             return kind(text)
-        python = re.sub(r"\binf\b", "1e999", {"true": "True", "false": "False"}.get(text, text))  # the literal for infinity in Python
-        return _check_value(ast.literal_eval(python), kind)
-    except (ValueError, SyntaxError):
+        return _check_value(ast.literal_eval(_Words().visit(ast.parse(text.strip(), mode="eval"))), kind)
+    except (KeyError, ValueError, SyntaxError):
         raise TypeError(f"expected {kind.__name__}, found {text!r}") from None
 
 # %% ../nbs/6_commands/00_artefacts.ipynb #assign

@@ -71,7 +71,7 @@ def run_trial(
 
 # %% ../nbs/1_method/21_trial.ipynb #select-radius
 def select_radius(
-    rows: pd.DataFrame,  # with accuracies and a column `strength`; perhaps `facts` ("reported", "heldout") and `status` (other than "done": does not count)
+    rows: pd.DataFrame,  # with accuracies and the column that `strength` names; perhaps `facts` ("reported", "heldout") and `status` (other than "done": does not count)
     by: Sequence[str],  # the settings that tell groups apart
     on: str = "reported",  # or "heldout": the facts that choose
     also: Sequence[str] = (),  # settings that are chosen together with the radius, such as blocks

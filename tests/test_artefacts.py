@@ -60,6 +60,7 @@ def test_places_of_the_runs_follow_from_options_and_folders(tmp_path):
 def test_keys_are_text_and_infinity_has_a_word():
     assert _read_value("{3: [0.1, inf], 'all': [1e-3]}", dict) == {"3": [0.1, math.inf], "all": [0.001]}
     assert _check_value([{"radii": {3: [0.1]}}], list) == [{"radii": {"3": [0.1]}}] and _read_value("[inf]", list) == [math.inf]
+    assert _read_value(' {"a": "/data/inf/true"}', dict) == {"a": "/data/inf/true"} and _read_value("[-inf, true]", list) == [-math.inf, True]
 
 
 @pytest.mark.parametrize("radii, reason", [([-1.0], "radius must be a number above 0"), (["x"], "radius"), (3, "not iterable"), ([], "one of the lists is empty")])
